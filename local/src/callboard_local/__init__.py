@@ -1,1 +1,7 @@
-"""Placeholder."""
+"""The embedded back ends of dev mode and tests: real servers over real sockets, on the loopback only."""
+
+from .child import StartError
+from .server import PortInUseError
+from .valkey import ValkeyServer
+
+__all__ = ["PortInUseError", "StartError", "ValkeyServer"]
