@@ -1,0 +1,1 @@
+"""The replicas together: leases, presence, and who runs which listener."""

@@ -1,0 +1,1 @@
+"""The doors: bytes to messages and back; credentials and limits."""

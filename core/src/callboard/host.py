@@ -1,0 +1,65 @@
+"""What the core offers to services: `self.host`.
+
+The one object through which a plugin reaches the parts of its app: who is online, the listeners, tickets, and
+resources that several plugins share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+import msgspec
+
+from callboard import settings as _settings
+from callboard.settings import Settings
+from callboard.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from callboard.events.bus import Bus
+    from callboard.fleet.listeners import Listeners
+    from callboard.fleet.presence import Presence
+    from callboard.gateway.tickets import Tickets
+    from callboard.service import Context
+
+
+class SharedResource(AbstractAsyncContextManager["Any"], Protocol):
+    """Something several plugins use one of, such as a Firebase app: built from its own settings, then entered."""
+
+    Settings: ClassVar[type[msgspec.Struct]]
+
+    def __init__(self, settings: Any, /) -> None: ...
+
+
+R = TypeVar("R", bound=SharedResource)
+
+
+@dataclass(kw_only=True)
+class Host:
+    """One app, as its services see it."""
+
+    settings: Settings
+    environ: Mapping[str, str]
+    telemetry: Telemetry
+    bus: Bus
+    presence: Presence
+    listeners: Listeners
+    tickets: Tickets
+    background: Context
+    """The context of what runs outside a call: it publishes, and belongs to nobody."""
+    resources: AsyncExitStack
+    _shared: dict[type, Any] = field(default_factory=dict)
+    _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def shared(self, kind: type[R]) -> R:
+        """The app's one instance of `kind`: opened by the first plugin that asks, closed after the last has closed."""
+        async with self._opening:
+            if kind not in self._shared:
+                resource = kind(_settings.load(kind.Settings, self.environ))
+                await self.resources.enter_async_context(resource)
+                self._shared[kind] = resource
+            opened: R = self._shared[kind]
+            return opened

@@ -1,0 +1,319 @@
+"""How a plugin declares itself.
+
+    class Greeter(Service):
+        namespace = "GREETER"
+
+        @method(effect="read")
+        async def greet(self, name: str) -> str:
+            return f"hello {name}"
+
+A service is built once per app, opened before the first call and closed after the last. Its methods are found at
+start by their decorator, never by name at call time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, overload
+
+import msgspec
+
+from callboard.messages import Event, event_id
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    from callboard.host import Host
+
+Effect = Literal["read", "write"]
+F = TypeVar("F", bound=Callable[..., Any])
+L = TypeVar("L", bound=type)
+ServiceT = TypeVar("ServiceT", bound="Service")
+_MARK = "__callboard__"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What a method declares. `aliases` are further names: `other_name`, or `OTHER_NAMESPACE.name`."""
+
+    effect: Effect = "write"
+    retry_safe: bool = False
+    timeout_s: float | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@overload
+def method(function: F, /) -> F: ...
+@overload
+def method(
+    *, effect: Effect = ..., retry_safe: bool = ..., timeout_s: float | None = ..., aliases: tuple[str, ...] = ...
+) -> Callable[[F], F]: ...
+def method(
+    function: F | None = None,
+    /,
+    *,
+    effect: Effect = "write",
+    retry_safe: bool = False,
+    timeout_s: float | None = None,
+    aliases: tuple[str, ...] = (),
+) -> F | Callable[[F], F]:
+    """Make a function callable as `NAMESPACE.name`.
+
+    `effect`: a `read` changes nothing and ignores idempotency keys; a `write` honours them.
+    `retry_safe`: running it twice ends in the same state, so an interrupted call may be run again.
+    `timeout_s`: a cap on the caller's deadline, seconds.
+    """
+
+    def mark(function: F) -> F:
+        setattr(function, _MARK, Method(effect, retry_safe, timeout_s, aliases))
+        return function
+
+    return mark if function is None else mark(function)
+
+
+class User(msgspec.Struct, frozen=True):
+    """The user a listener works for. `authorized_companies_ids` of None: all companies."""
+
+    uid: str
+    authorized_companies_ids: frozenset[str] | None = None
+
+    def may_see(self, company_id: str | None) -> bool:
+        return self.authorized_companies_ids is None or company_id in self.authorized_companies_ids
+
+
+class Listener(Generic[ServiceT]):
+    """Base of a listener, for its types; any class with these two halves will do.
+
+    One is made per user and listening, so what it remembers goes when the user does.
+    """
+
+    service: ServiceT
+
+    async def snapshot(self, user: User) -> list[Event]:
+        """Read the source and return its sync events: the state as a whole."""
+        raise NotImplementedError
+
+    def changes(self, user: User) -> AsyncIterator[Event]:
+        """The stream of deltas, for as long as the user is online."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSpec:
+    """A listener as declared: its name in logs and metrics, its class, whether `changes` begins with its own sync."""
+
+    name: str
+    factory: type
+    begins_with_sync: bool = False
+
+
+@overload
+def listener(cls: L, /) -> L: ...
+@overload
+def listener(*, name: str = ..., begins_with_sync: bool = ...) -> Callable[[L], L]: ...
+def listener(cls: L | None = None, /, *, name: str = "", begins_with_sync: bool = False) -> L | Callable[[L], L]:
+    """Declare a class inside a service as a listener, run once per online user, on one replica.
+
+    `begins_with_sync`: `changes` itself yields the sync events first, from the same read that starts the stream, so
+    that nothing falls between the two. Without it the core calls `snapshot` when the stream has been started.
+    """
+
+    def mark(cls: L) -> L:
+        for half in ("snapshot", "changes"):
+            if not callable(getattr(cls, half, None)):
+                raise TypeError(f"the listener {cls.__qualname__} has no method {half}(self, user)")
+        setattr(cls, _MARK, ListenerSpec(name or cls.__name__.lower(), cls, begins_with_sync))
+        return cls
+
+    return mark if cls is None else mark(cls)
+
+
+class Publish(Protocol):
+    """`Bus.publish`: see there."""
+
+    def __call__(self, event: Event, /, *, specific: tuple[str, ...] = ()) -> Awaitable[None]: ...
+
+
+class Context:
+    """Who a call is for and what it may do; `self.context` inside a method, on the loop or on a thread."""
+
+    def __init__(
+        self,
+        publish: Publish,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        method: str = "",
+        caller: str = "",
+        user_id: str | None = None,
+        session_id: str | None = None,
+        trace_id: str | None = None,
+        traceparent: str | None = None,
+        deadline: float | None = None,
+        record: str | None = None,
+    ) -> None:
+        self.method = method
+        self.caller = caller
+        self.user_id = user_id
+        self.session_id = session_id
+        self.trace_id = trace_id
+        self._traceparent = traceparent
+        self._deadline = deadline
+        self._record = record
+        self._published = 0
+        self._publish = publish
+        self._loop = loop
+
+    def time_left_s(self) -> float | None:
+        """Seconds until the call's deadline, never below 0; None outside a call."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    async def publish(self, event: Event, *, specific: tuple[str, ...] = ()) -> None:
+        """Send an event on its user's channel; `specific` names the rest of a finer one. Unavailable without Redis."""
+        self._number(event)
+        await self._publish(event, specific=specific)
+
+    def publish_soon(self, event: Event, *, specific: tuple[str, ...] = ()) -> None:
+        """`publish` for sync methods: blocks this thread, not the loop, until the event is sent."""
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self._loop:
+            raise RuntimeError("publish_soon is for sync methods; await publish() here")
+        self._number(event)
+        asyncio.run_coroutine_threadsafe(self._call_publish(event, specific), self._loop).result(self.time_left_s())
+
+    async def progress(self, progress: Any, *, job_id: str, uid: str | None = None) -> None:
+        """Send `service.progress_update` with `{job_id, progress}` to the call's user, or to `uid`."""
+        user = uid or self.user_id
+        if user is None:
+            raise ValueError("progress needs a user: the call has no user_id and no uid was given")
+        await self.publish(
+            Event(type="service.progress_update", uid=user, payload={"job_id": job_id, "progress": progress})
+        )
+
+    async def _call_publish(self, event: Event, specific: tuple[str, ...]) -> None:
+        await self._publish(event, specific=specific)
+
+    def _number(self, event: Event) -> None:
+        # A keyed call that runs again (retry_safe) publishes the same ids, so that consumers drop the repeats.
+        if not event.id and self._record is not None:
+            event.id = event_id(self._record, self._published)
+            self._published += 1
+        if event.traceparent is None:
+            event.traceparent = self._traceparent
+
+
+current_context: ContextVar[Context] = ContextVar("callboard_context")
+
+
+class Service:
+    """Base of a namespace. `open` and `close` are the two halves of its life; both may be left out."""
+
+    namespace: ClassVar[str]
+    channels: ClassVar[Mapping[str, str]] = {}
+    """First segment of event types → variable that holds their channel prefix (default: `<segment>:`)."""
+    Settings: ClassVar[type[msgspec.Struct] | None] = None
+
+    settings: Any = None
+    host: Host
+    log: FilteringBoundLogger
+
+    async def open(self) -> None:
+        """Acquire what the methods need."""
+
+    async def close(self) -> None:
+        """Release it."""
+
+    async def health(self) -> dict[str, Any]:
+        """The namespace's own check, at `/healthz/{NAMESPACE}`: `{"status": "ok", …}`, or raise."""
+        return {"status": "ok"}
+
+    @property
+    def context(self) -> Context:
+        """The running call's context; outside a call (a listener, a background task) the app's own."""
+        return current_context.get(None) or self.host.background
+
+    def methods(self) -> Iterator[tuple[str, Callable[..., Any], Method]]:
+        """The declared methods: name, bound function, declaration."""
+        for name, function in inspect.getmembers(type(self), inspect.isfunction):
+            declared = getattr(function, _MARK, None)
+            if isinstance(declared, Method):
+                yield name, getattr(self, name), declared
+
+    @classmethod
+    def listeners(cls) -> list[ListenerSpec]:
+        return [
+            declared
+            for _, member in inspect.getmembers(cls, inspect.isclass)
+            if isinstance(declared := vars(member).get(_MARK), ListenerSpec)
+        ]
+
+    @staticmethod
+    def wrap(
+        namespace: str,
+        cls: type,
+        *,
+        effects: Mapping[str, Effect] | None = None,
+        aliases: Mapping[str, tuple[str, ...]] | None = None,
+        channels: Mapping[str, str] | None = None,
+    ) -> type[Service]:
+        """Make a namespace of a plain class: every public function of it is a method, a plain write unless declared.
+
+            Service.wrap("VECTOR_DB", VectorDatabaseService, effects={"search_vectors": "read"})
+
+        The class is built without arguments when the service opens, on a thread; its `close()`, if any, is called
+        at the end.
+        """
+        names = {name for name, _ in inspect.getmembers(cls, inspect.isfunction) if not name.startswith("_")}
+        for mentioned in {*(effects or {}), *(aliases or {})}:
+            if mentioned not in names:
+                raise TypeError(f"{cls.__qualname__} has no public method {mentioned}")
+        declared = {
+            name: Method((effects or {}).get(name, "write"), aliases=(aliases or {}).get(name, ()))
+            for name in sorted(names - {"close"})
+        }
+        attributes = {"namespace": namespace, "channels": channels or {}, "_wrapped": cls, "_declared": declared}
+        return type(f"Wrapped{cls.__name__}", (_WrappedService,), {**attributes, "__doc__": cls.__doc__})
+
+
+class _WrappedService(Service):
+    _wrapped: ClassVar[type]
+    _declared: ClassVar[Mapping[str, Method]]
+    _instance: Any = None
+
+    async def open(self) -> None:
+        self._instance = await asyncio.to_thread(self._wrapped)
+
+    async def close(self) -> None:
+        close = getattr(self._instance, "close", None)
+        if close is None:
+            return
+        outcome = await asyncio.to_thread(close)
+        if inspect.isawaitable(outcome):
+            await outcome
+
+    def methods(self) -> Iterator[tuple[str, Callable[..., Any], Method]]:
+        for name, declared in self._declared.items():
+            yield name, self._late_bound(name), declared
+
+    def _late_bound(self, name: str) -> Callable[..., Any]:
+        # The table is compiled before open() builds the instance, so the function looks it up when called.
+        function = getattr(self._wrapped, name)
+        signature = inspect.signature(function)
+        own = signature.replace(parameters=list(signature.parameters.values())[1:])
+
+        def sync_call(*args: Any, **kwargs: Any) -> Any:
+            return function(self._instance, *args, **kwargs)
+
+        async def async_call(*args: Any, **kwargs: Any) -> Any:
+            return await function(self._instance, *args, **kwargs)
+
+        call: Any = async_call if inspect.iscoroutinefunction(function) else sync_call
+        call.__name__, call.__doc__, call.__signature__, call.__hints_of__ = name, function.__doc__, own, function
+        return call  # type: ignore[no-any-return]

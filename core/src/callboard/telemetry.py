@@ -1,0 +1,140 @@
+"""Logs and metrics that everything above may write.
+
+Logs are JSON lines (readable ones in dev mode) whose `event` is one of the documented names; they carry ids, times
+and codes, never arguments or payloads. Metrics live in a registry of the app's own, so that two apps can share a
+process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from typing import Any, TextIO
+
+import msgspec
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+LOG_EVENTS = {
+    "rpc_call": "a call came in (level debug)",
+    "rpc_ok": "a call was answered",
+    "rpc_error": "a call was refused or failed; `code` says how, `log_id` finds the traceback",
+    "publish": "an event left for Redis (level debug)",
+    "ws_connect": "a WebSocket opened",
+    "ws_disconnect": "a WebSocket closed; `code` is the close code",
+    "listener_start": "a user's listener starts",
+    "listener_attached": "a user's listener has its first snapshot",
+    "listener_error": "a user's listener failed; it is restarted after a back-off",
+    "listener_lost": "a user's listener lost its lease to another replica",
+    "listener_taken_over": "a user's listener was taken over from a replica that went silent",
+    "workflow_listener_start": "the workflow listener of a user starts",
+    "workflow_listener_attached": "the workflow listener of a user has its first snapshot",
+    "workflow_invoice_changes": "watched invoice fields changed; their names, not their values",
+    "workflow_step_changes": "step counters changed; their names, not their values",
+    "workflow_listener_error": "the workflow listener of a user failed",
+    "bus_up": "the bus is connected and subscribed",
+    "bus_down": "the bus lost Redis; it reconnects with back-off",
+    "bus_gap": "events may have been missed; the sockets concerned get a sync",
+    "plugin_ready": "a plugin is open",
+    "plugin_quarantined": "a plugin was put aside; the others serve",
+    "service_start": "the service starts",
+    "service_ready": "the service takes calls",
+    "service_drain": "the service was told to stop and lets go",
+    "service_stop": "the service has stopped",
+    "task_died": "a background task ended with an error",
+}
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """The metrics of one app (CONTRACT, Observability). No label holds a user, a session, a key or a channel."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.rpc_duration = Histogram(
+            "callboard_rpc_duration_seconds", "Time from envelope to reply", ["namespace", "method", "code"],
+            buckets=_BUCKETS, registry=r,
+        )  # fmt: skip
+        self.rpc_in_flight = Gauge("callboard_rpc_in_flight", "Calls being run", ["namespace"], registry=r)
+        self.idempotency = Counter("callboard_idempotency", "Keyed writes by outcome", ["outcome"], registry=r)
+        self.events_published = Counter(
+            "callboard_events_published", "Events sent to Redis", ["prefix", "type"], registry=r
+        )
+        self.events_delivered = Counter(
+            "callboard_events_delivered", "Events written to sockets", ["prefix"], registry=r
+        )
+        self.events_dropped = Counter(
+            "callboard_events_dropped", "Events not delivered", ["prefix", "reason"], registry=r
+        )
+        self.event_lag = Histogram(
+            "callboard_event_lag_seconds",
+            "From an event's timestamp to its socket",
+            buckets=_BUCKETS,
+            registry=r,
+        )
+        self.ws_connections = Gauge("callboard_ws_connections", "Open WebSockets", registry=r)
+        self.ws_closed = Counter("callboard_ws_closed", "Closed WebSockets", ["code"], registry=r)
+        self.listeners_active = Gauge(
+            "callboard_listeners_active", "Listeners run by this replica", ["listener"], registry=r
+        )
+        self.listener_restarts = Counter(
+            "callboard_listener_restarts", "Restarts after an error", ["listener"], registry=r
+        )
+        self.listener_last_event_age = Gauge(
+            "callboard_listener_last_event_age_seconds",
+            "Since the last event of any such listener",
+            ["listener"],
+            registry=r,
+        )
+        self.presence_users = Gauge("callboard_presence_users", "Users online on all replicas", registry=r)
+        self.bus_probe_rtt = Gauge(
+            "callboard_bus_probe_rtt_seconds", "Last round trip of the bus's own probe", registry=r
+        )
+        self.event_loop_lag = Gauge(
+            "callboard_event_loop_lag_seconds", "How late the event loop ran its last tick", registry=r
+        )
+        self.plugin_up = Gauge("callboard_plugin_up", "1 when the plugin serves", ["plugin", "version"], registry=r)
+        self.build_info = Info("callboard_build", "What is running", registry=r)
+
+
+class Telemetry:
+    """The log and the metrics of one app."""
+
+    def __init__(
+        self, *, replica: str, readable: bool = False, debug: bool = False, stream: TextIO | None = None
+    ) -> None:
+        self.metrics = Metrics()
+        self.debug = debug
+        self.log = make_log(stream or sys.stdout, readable=readable, debug=debug).bind(replica=replica)
+
+    def user(self, uid: str | None) -> str | None:
+        """A user's id as logs may show it: hashed, unless LISTENERS_DEBUG."""
+        if uid is None or self.debug:
+            return uid
+        return hashlib.blake2s(uid.encode(), digest_size=6).hexdigest()
+
+
+def make_log(stream: TextIO, *, readable: bool, debug: bool) -> FilteringBoundLogger:
+    """A structlog logger that writes to `stream`; nothing global is configured."""
+    render: Any = structlog.dev.ConsoleRenderer(colors=stream.isatty()) if readable else _json_line
+    processors = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        render,
+    ]
+    if readable:
+        processors.remove(structlog.processors.format_exc_info)
+    logger: FilteringBoundLogger = structlog.wrap_logger(
+        structlog.WriteLogger(stream),
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(10 if debug else 20),
+        cache_logger_on_first_use=True,
+    )
+    return logger
+
+
+def _json_line(_: WrappedLogger, __: str, record: EventDict) -> str:
+    return msgspec.json.encode(record, enc_hook=str).decode()
