@@ -53,7 +53,7 @@ def register_routes(settings: Settings, host: Host) -> Sequence[BaseRoute]:  # t
 
 
 @hookspec
-def register_health_checks(settings: Settings) -> dict[str, HealthCheck]:  # type: ignore[empty-body]
+def register_health_checks(settings: Settings, host: Host) -> dict[str, HealthCheck]:  # type: ignore[empty-body]
     """Checks of external services by name, shown in `/debug`; each is an async function, run with a time-out."""
 
 

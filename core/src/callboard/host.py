@@ -19,6 +19,9 @@ from callboard.settings import Settings
 from callboard.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from callboard.connections import Connections
     from callboard.events.bus import Bus
     from callboard.fleet.listeners import Listeners
     from callboard.fleet.presence import Presence
@@ -44,15 +47,21 @@ class Host:
     settings: Settings
     environ: Mapping[str, str]
     telemetry: Telemetry
+    connections: Connections
     bus: Bus
     presence: Presence
     listeners: Listeners
     tickets: Tickets
-    background: Context
-    """The context of what runs outside a call: it publishes, and belongs to nobody."""
     resources: AsyncExitStack
+    background: Context = field(init=False)
+    """The context of what runs outside a call: it publishes, and belongs to nobody. Set when the app starts."""
     _shared: dict[type, Any] = field(default_factory=dict)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def redis(self) -> Redis:
+        """The client for commands: bounded, cluster-aware. Keys of a plugin begin with `callboard:{namespace}:`."""
+        return self.connections.commands
 
     async def shared(self, kind: type[R]) -> R:
         """The app's one instance of `kind`: opened by the first plugin that asks, closed after the last has closed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import traceback
 from typing import Any, TextIO
 
 import msgspec
@@ -116,17 +117,25 @@ class Telemetry:
         return hashlib.blake2s(uid.encode(), digest_size=6).hexdigest()
 
 
+def where_raised(error: BaseException) -> dict[str, Any]:
+    """What a log may say of an exception: its types and frames. Its text may quote arguments, so it stays out."""
+    chain: list[str] = []
+    current: BaseException | None = error
+    while current is not None and len(chain) < 5:
+        chain.append(type(current).__qualname__)
+        current = current.__cause__ or current.__context__
+    frames = traceback.extract_tb(error.__traceback__)[-12:]
+    return {"error": " < ".join(chain), "frames": [f"{f.filename}:{f.lineno} {f.name}" for f in frames]}
+
+
 def make_log(stream: TextIO, *, readable: bool, debug: bool) -> FilteringBoundLogger:
     """A structlog logger that writes to `stream`; nothing global is configured."""
     render: Any = structlog.dev.ConsoleRenderer(colors=stream.isatty()) if readable else _json_line
     processors = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
         render,
     ]
-    if readable:
-        processors.remove(structlog.processors.format_exc_info)
     logger: FilteringBoundLogger = structlog.wrap_logger(
         structlog.WriteLogger(stream),
         processors=processors,

@@ -1,0 +1,192 @@
+"""What operators and load balancers ask: /healthz, /readyz, /debug, /metrics, /version.
+
+/healthz and /readyz answer from memory, whatever Redis or a back end does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from callboard.credentials import Credentials
+from callboard.errors import CallError, MethodNotFound, Unauthenticated
+from callboard.hookspecs import HealthCheck
+from callboard.host import Host
+from callboard.lifecycle import Lifecycle
+from callboard.messages import Reply, encode, new_id
+from callboard.plugins import Plugins
+from callboard.rpc.router import Router
+from callboard.service import Service
+
+CHECK_TIMEOUT_S = 2.0
+PROBE_FRESH_S = 10.0
+
+
+class Health:
+    """The endpoints of one app."""
+
+    def __init__(
+        self,
+        host: Host,
+        lifecycle: Lifecycle,
+        router: Router,
+        plugins: Plugins,
+        credentials: Credentials,
+        checks: Mapping[str, HealthCheck],
+    ) -> None:
+        self._host = host
+        self._lifecycle = lifecycle
+        self._router = router
+        self._plugins = plugins
+        self._credentials = credentials
+        self._checks = checks
+        self.version = version("callboard")
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route("/healthz", self.healthz),
+            Route("/healthz/{namespace}", self.namespace_health),
+            Route("/readyz", self.readyz),
+            Route("/debug", self.debug),
+            Route("/metrics", self.metrics),
+            Route("/version", self.show_version),
+        ]
+
+    async def healthz(self, _: Request) -> Response:
+        listeners = self._host.listeners
+        return _json(
+            {
+                "status": "ok",
+                "version": self.version,
+                "listeners_count": listeners.active_count(),
+                "workflow_listeners_count": sum(
+                    listeners.active_count(name) for name in listeners.names() if name.startswith("workflow")
+                ),
+                "redis": self._host.connections.state,
+                "uptime_s": round(self._lifecycle.uptime_s()),
+            }
+        )
+
+    async def readyz(self, request: Request) -> Response:
+        bus = self._host.bus
+        proved = bus.probed_at is not None and time.monotonic() - bus.probed_at < PROBE_FRESH_S
+        ready = self._lifecycle.state == "ready" and (proved or request.query_params.get("strict") != "1")
+        body = {"status": self._lifecycle.state, "bus": bus.state, "bus_proved": proved}
+        return _json(body, 200 if ready else 503)
+
+    async def namespace_health(self, request: Request) -> Response:
+        namespace = request.path_params["namespace"]
+        for plugin in self._plugins.all:
+            if namespace in plugin.namespaces():
+                if plugin.state == "quarantined":
+                    return _json({"status": "quarantined"}, 503)
+                service = next(s for s in plugin.services if s.namespace == namespace)
+                report = await self._checked(service.health)
+                return _json(report, 503 if report.get("status") == "down" else 200)
+        return _refusal(MethodNotFound("There is no such namespace."))
+
+    async def debug(self, request: Request) -> Response:
+        if not self._host.settings.dev:
+            try:
+                self._credentials.identify_request(request)
+            except CallError as error:
+                return _refusal(error)
+        names = list(self._checks)
+        workflow = self._service("WORKFLOW")
+        reports = await asyncio.gather(
+            *(self._checked(self._checks[name]) for name in names),
+            *([self._checked(workflow.health)] if workflow else []),
+        )
+        external = dict(zip(names, reports, strict=False))
+        return _json(
+            {
+                "redis": self._redis(),
+                "firestore": external.pop("firestore", {"status": "not configured"}),
+                "workflow_listeners": reports[-1] if workflow else {"status": "not installed"},
+                "external": external,
+                "plugins": [self._describe(plugin) for plugin in self._plugins.all],
+                "listeners": self._host.listeners.status(),
+                "replica": self._host.settings.replica_name(),
+                "state": self._lifecycle.state,
+                "version": self.version,
+            }
+        )
+
+    async def metrics(self, request: Request) -> Response:
+        token = self._host.settings.metrics_token
+        if token is not None:
+            given = request.headers.get("authorization", "").encode("latin-1", "replace")
+            if not hmac.compare_digest(given, b"Bearer " + token.reveal().encode()):
+                return _refusal(Unauthenticated())
+        return Response(generate_latest(self._host.telemetry.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def show_version(self, _: Request) -> Response:
+        plugins = {plugin.name: plugin.version for plugin in self._plugins.all}
+        return _json({"version": self.version, "api_versions": ["v1"], "plugins": plugins})
+
+    def _service(self, namespace: str) -> Service | None:
+        return next((s for p in self._plugins.healthy() for s in p.services if s.namespace == namespace), None)
+
+    def _redis(self) -> dict[str, Any]:
+        bus = self._host.bus
+        report = {"status": self._host.connections.state, "bus": bus.state}
+        if bus.probe_rtt_s is not None:
+            report["probe_rtt_ms"] = round(bus.probe_rtt_s * 1000, 2)
+        return report
+
+    def _describe(self, plugin: Any) -> dict[str, Any]:
+        return {
+            "name": plugin.name,
+            "distribution": plugin.distribution,
+            "version": plugin.version,
+            "state": plugin.state,
+            "error": plugin.error,
+            "namespaces": [
+                {
+                    "namespace": namespace,
+                    "methods": self._router.methods_of(namespace),
+                    "listeners": [
+                        spec.name for s in plugin.services if s.namespace == namespace for spec in s.listeners()
+                    ],
+                    "channels": [c for s in plugin.services if s.namespace == namespace for c in s.channels],
+                }
+                for namespace in plugin.namespaces()
+            ],
+        }
+
+    async def _checked(self, check: HealthCheck) -> dict[str, Any]:
+        """A check's report; one that raises or takes too long is `down`, with the error's type alone."""
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                return await check()
+        except Exception as error:  # noqa: BLE001 - a check may fail in any way; the page must not
+            return {"status": "down", "error": type(error).__name__}
+
+
+def gather_checks(plugins: Plugins, host: Host) -> dict[str, HealthCheck]:
+    """The checks of all plugins by name; the first plugin to name one keeps it."""
+    checks: dict[str, HealthCheck] = {}
+    for _, given in plugins.collect("register_health_checks", settings=host.settings, host=host):
+        for name, check in given.items():
+            checks.setdefault(name, check)
+    return checks
+
+
+def _json(body: Any, status: int = 200) -> Response:
+    return Response(encode(body), status, media_type="application/json")
+
+
+def _refusal(error: CallError) -> Response:
+    return _json(Reply.failure(error, new_id()), error.http_status)
+
+
+__all__: Sequence[str] = ["Health", "gather_checks"]

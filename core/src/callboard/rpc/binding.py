@@ -1,0 +1,161 @@
+"""Arguments: from JSON text to the values a method is called with, by its type hints.
+
+The work is done once, at start: two msgspec structs are generated from the signature, one that decodes `args` (a JSON
+list) and one that decodes `kwargs` (an object). At call time each is one strict decode. Text becomes datetime, date,
+Decimal, UUID, enum or bytes where the hint says so; an int is accepted for a float; nothing else is converted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Union, get_args, get_origin
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from callboard.errors import InvalidArgs
+
+_EMPTY_ARGS = b"[]"
+_EMPTY_KWARGS = b"{}"
+
+
+class UnsupportedSignature(TypeError):
+    """A method cannot be called over RPC as it is declared; the message says why."""
+
+
+class Binding:
+    """The arguments of one method."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.parameters = _parameters(function)
+        positional = [p for p in self.parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        self._positional = [p.name for p in positional]
+        self._positional_only = [p.name for p in positional if p.kind is inspect.Parameter.POSITIONAL_ONLY]
+        self._required = {p.name for p in self.parameters if p.default is inspect.Parameter.empty}
+        self._unions: dict[str, list[msgspec.json.Decoder[Any]]] = {}
+        hints = {p.name: self._hint(function, p) for p in self.parameters}
+        self._args = msgspec.json.Decoder(
+            _struct("Args", {p.name: hints[p.name] for p in positional}, array_like=True), strict=True
+        )
+        named = {p.name: hints[p.name] for p in self.parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
+        self._kwargs = msgspec.json.Decoder(_struct("Kwargs", named, array_like=False), strict=True)
+
+    def bind(self, args: Raw, kwargs: Raw) -> dict[str, Any]:
+        """The method's arguments by name, or InvalidArgs naming the one that does not fit."""
+        bound: dict[str, Any] = {}
+        if (args_text := bytes(args)) != _EMPTY_ARGS:
+            given = self._decode(self._args, args_text, "args")
+            bound = {n: v for n in self._positional if (v := getattr(given, n)) is not UNSET}
+        if (kwargs_text := bytes(kwargs)) != _EMPTY_KWARGS:
+            given = self._decode(self._kwargs, kwargs_text, "kwargs")
+            for name in given.__struct_fields__:
+                value = getattr(given, name)
+                if value is UNSET:
+                    continue
+                if name in bound:
+                    raise InvalidArgs(f"{name} is given twice, by position and by name")
+                bound[name] = value
+        if missing := self._required - bound.keys():
+            raise InvalidArgs(f"missing: {', '.join(p.name for p in self.parameters if p.name in missing)}")
+        for name, decoders in self._unions.items():
+            if name in bound:
+                bound[name] = _first_that_fits(name, bound[name], decoders)
+        return bound
+
+    def apply(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Call with bound arguments, positional-only parameters by position."""
+        if not self._positional_only:
+            return function(**arguments)
+        rest = dict(arguments)
+        leading = [rest.pop(name) for name in self._positional_only if name in rest]
+        return function(*leading, **rest)
+
+    @staticmethod
+    def _decode(decoder: msgspec.json.Decoder[Any], text: bytes, where: str) -> Any:
+        try:
+            return decoder.decode(text)
+        except msgspec.ValidationError as error:
+            raise InvalidArgs(f"{where}: {error}") from None
+        except (msgspec.DecodeError, RecursionError, ValueError, OverflowError):
+            raise InvalidArgs(f"{where}: not valid JSON") from None
+
+    def _hint(self, function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+        hint = parameter.annotation
+        if hint is inspect.Parameter.empty or hint is object:
+            return Any
+        if parameter.default is None and hint is not Any:
+            hint = hint | None  # `x: str = None` means what it looks like
+        try:
+            _check_supported(hint)
+        except TypeError as error:
+            reason = error
+            members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
+            try:
+                for member in members:
+                    _check_supported(member)
+            except TypeError as member_reason:
+                reason, members = member_reason, ()
+            if not members:
+                raise UnsupportedSignature(
+                    f"{getattr(function, '__qualname__', function)}: the type of {parameter.name!r} "
+                    f"cannot be read from JSON: {reason}"
+                ) from None
+            # msgspec refuses a union such as `datetime | str`; here the first member that accepts the value wins.
+            self._unions[parameter.name] = [msgspec.json.Decoder(member, strict=True) for member in members]
+            return Raw
+        return hint
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    named = getattr(function, "__qualname__", repr(function))
+    try:
+        hints = typing.get_type_hints(getattr(function, "__hints_of__", function), include_extras=True)
+    except (NameError, TypeError) as reason:
+        raise UnsupportedSignature(f"{named}: its type hints cannot be resolved: {reason}") from None
+    parameters = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            raise UnsupportedSignature(f"{named}: {parameter} cannot be checked; name each parameter")
+        parameters.append(parameter.replace(annotation=hints.get(parameter.name, inspect.Parameter.empty)))
+    return parameters
+
+
+def _struct(name: str, hints: dict[str, Any], *, array_like: bool) -> type[msgspec.Struct]:
+    fields = [(field, _or_unset(hint), UNSET) for field, hint in hints.items()]
+    return msgspec.defstruct(name, fields, array_like=array_like, forbid_unknown_fields=True)
+
+
+def _or_unset(hint: Any) -> Any:
+    return Any if hint is Any else Raw if hint is Raw else Union[hint, UnsetType]  # noqa: UP007 - hint is a value
+
+
+def _check_supported(hint: Any) -> None:
+    """TypeError when msgspec cannot decode the hint from JSON, custom classes at any depth included."""
+    msgspec.json.Decoder(hint)
+    _refuse_custom(msgspec.inspect.type_info(hint), set())
+
+
+def _refuse_custom(info: Any, seen: set[int]) -> None:
+    if isinstance(info, msgspec.inspect.CustomType):
+        raise TypeError(f"{info.cls.__qualname__} is not a JSON, dataclass or msgspec type")
+    if isinstance(info, (list, tuple)):
+        for part in info:
+            _refuse_custom(part, seen)
+    elif isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field) and id(info) not in seen:
+        seen.add(id(info))
+        for name in info.__struct_fields__:
+            if name not in ("default", "default_factory", "cls"):
+                _refuse_custom(getattr(info, name), seen)
+
+
+def _first_that_fits(name: str, text: Raw, decoders: list[msgspec.json.Decoder[Any]]) -> Any:
+    problems = []
+    for decoder in decoders:
+        try:
+            return decoder.decode(text)
+        except (msgspec.DecodeError, ValueError) as error:
+            problems.append(str(error))
+    raise InvalidArgs(f"{name}: {'; '.join(problems)}")
