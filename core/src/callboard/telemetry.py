@@ -43,6 +43,7 @@ LOG_EVENTS = {
     "service_ready": "the service takes calls",
     "service_drain": "the service was told to stop and lets go",
     "service_stop": "the service has stopped",
+    "library": "a warning of a library (uvicorn, redis, grpc); `logger` names it",
     "task_died": "a background task ended with an error",
 }
 

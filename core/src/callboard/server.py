@@ -1,0 +1,132 @@
+"""uvicorn, set up for this service: what `callboard serve` runs.
+
+Beyond `uvicorn callboard.asgi:app` it is not ready from the very signal on, tells sockets to reconnect before uvicorn
+closes them, bounds the whole stop, and leaves behind threads that never end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from callboard.app import Callboard
+from callboard.errors import ConfigurationError
+from callboard.telemetry import Telemetry
+
+_TCP_USER_TIMEOUT_MS = 20_000
+_WS_PING_S = 20.0
+_KEEP_ALIVE_S = 75  # above the 60 s idle time-out of common load balancers, or they answer 502
+_MAX_FRAME_BYTES = 64 * 1024
+
+
+class Server(uvicorn.Server):
+    """One uvicorn server around one Callboard."""
+
+    def __init__(self, callboard: Callboard) -> None:
+        budget = callboard.settings.drain_timeout_s
+        super().__init__(
+            uvicorn.Config(
+                callboard.asgi,
+                http="httptools",
+                ws="websockets-sansio",
+                ws_max_size=_MAX_FRAME_BYTES,
+                ws_ping_interval=_WS_PING_S,
+                ws_ping_timeout=_WS_PING_S,
+                ws_per_message_deflate=False,
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=max(1, int(budget * 0.2)),
+            )
+        )
+        self._callboard = callboard
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            self._callboard.lifecycle.drain()
+            last_resort = threading.Timer(self._callboard.settings.drain_timeout_s, _exit_now, args=(1,))
+            last_resort.daemon = True
+            last_resort.start()
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # The listening sockets stay open meanwhile, so that the load balancer reads "not ready" and not "gone".
+        await self._callboard.drain()
+        await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; a peer that stops reading is dropped by the kernel after 20 s.
+
+    Raises ConfigurationError when the address is taken or not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _TCP_USER_TIMEOUT_MS)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another with --port."
+        ) from None
+    listener.listen(2048)
+    listener.setblocking(False)
+    return listener
+
+
+def leave(code: int) -> None:
+    """End the process; at once when a method's thread is still busy, since Python would wait for it for ever."""
+    if any(not t.daemon and t is not threading.main_thread() for t in threading.enumerate()):
+        _exit_now(code)
+    sys.exit(code)
+
+
+def _exit_now(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class LibraryLogs(logging.Handler):
+    """Lines of libraries (uvicorn, grpc, redis) as records of our own log: `library`, without tracebacks."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        super().__init__(logging.WARNING)
+        self._log = telemetry.log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: dict[str, Any] = {"logger": record.name, "message": without_query(record.getMessage())}
+        if record.exc_info and record.exc_info[0]:
+            fields["error"] = record.exc_info[0].__name__
+        self._log.log(record.levelno, "library", **fields)
+
+    @classmethod
+    def install(cls, telemetry: Telemetry) -> None:
+        """Make it the process's only handler: for entry points, never for an app inside someone else's process."""
+        logging.basicConfig(level=logging.WARNING, handlers=[cls(telemetry)], force=True)
+
+
+class QueryStringFilter(logging.Filter):
+    """uvicorn logs a WebSocket's whole URL; what follows the `?` may name a user."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = without_query(record.getMessage()), ()
+        return True
+
+
+def without_query(line: str) -> str:
+    path, mark, rest = line.partition("?")
+    return path + "?…" + (rest[rest.index('"') :] if '"' in rest else "") if mark and "/" in path else line
