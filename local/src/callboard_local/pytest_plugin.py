@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from .firestore_process import FirestoreProcess
 from .valkey import ValkeyServer
 
 
@@ -19,6 +20,13 @@ def valkey_server() -> Iterator[ValkeyServer]:
 def own_valkey() -> Iterator[ValkeyServer]:
     """A Valkey for this test alone: `kill`, `restart`, `pause` and `resume` it as you like."""
     with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def firestore_server() -> Iterator[FirestoreProcess]:
+    """A Firestore shared by the whole session: use `firestore_project`, and do not stop it."""
+    with FirestoreProcess() as server:
         yield server
 
 
