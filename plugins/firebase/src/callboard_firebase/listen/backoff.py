@@ -1,0 +1,55 @@
+"""How long to wait before asking again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+
+
+class Backoff:
+    """Full-jitter exponential back-off, with a ceiling on attempts per window.
+
+    The n-th delay is uniform in 0 … min(cap_s, base_s x 2^n). Jitter alone can draw several short delays in a row, and
+    success resets the exponent; so whatever was drawn, no window of `window_s` seconds holds more than `per_window`
+    attempts.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_s: float,
+        cap_s: float,
+        per_window: int = 10,
+        window_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._base_s = base_s
+        self._cap_s = cap_s
+        self._window_s = window_s
+        self._attempts: deque[float] = deque(maxlen=per_window)
+        self._failures = 0
+        self._clock = clock
+        self._jitter = jitter
+
+    def delay(self) -> float:
+        """Count one more failure: the seconds to wait before the next attempt."""
+        now = self._clock()
+        # 2**63 is beyond any cap; it keeps the power from growing without bound.
+        ceiling = min(self._cap_s, self._base_s * 2.0 ** min(self._failures, 63))
+        self._failures += 1
+        at = now + ceiling * self._jitter()
+        if len(self._attempts) == self._attempts.maxlen:
+            at = max(at, self._attempts[0] + self._window_s)
+        self._attempts.append(at)
+        return at - now
+
+    def reset(self) -> None:
+        """The last attempt succeeded: the next delay is a short one."""
+        self._failures = 0
+
+    def saturate(self) -> None:
+        """The server asked for less: the next delays are drawn up to the cap."""
+        self._failures = 63

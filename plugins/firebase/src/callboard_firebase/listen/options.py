@@ -1,0 +1,34 @@
+"""The figures of the listen engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ListenOptions:
+    """How many targets share a stream, and how patient the engine is. Times are in seconds."""
+
+    targets_per_stream: int = 500
+    """Targets on one Listen stream, down to one. Google publishes no cap; 2,000 were measured on its emulator."""
+
+    backoff_base_s: float = 1.0
+    backoff_cap_s: float = 60.0
+    """A stream that ended is reopened after a full-jitter delay between these."""
+
+    reopens: int = 10
+    reopens_window_s: float = 60.0
+    """And never more often than this many times a window, whatever the jitter drew."""
+
+    silence_timeout_s: float = 30.0
+    """A stream that owes an answer (to an added target, or a snapshot after changes) for longer is mute: reopened."""
+
+    probe_interval_s: float | None = 60.0
+    """A stream that said nothing for this long is asked a question, so that a mute one shows. Each costs one read of
+    a missing document; Google's servers send something by themselves about as often. None: never ask."""
+
+    def __post_init__(self) -> None:
+        if self.targets_per_stream < 1:
+            raise ValueError("targets_per_stream is at least one")
+        if min(self.silence_timeout_s, self.probe_interval_s or 1.0, self.reopens_window_s, self.reopens) <= 0:
+            raise ValueError("time-outs and windows are above zero")

@@ -1,0 +1,325 @@
+"""One Listen stream: kept open while it has targets, reopened with back-off, judged when it ends.
+
+Ends that are nobody's fault (OK, CANCELLED, UNAVAILABLE, silence …) reconnect. A refusal of the whole service
+(PERMISSION_DENIED, UNAUTHENTICATED with fresh credentials) reaches every watch. Any other failure may be the doing of
+one target that the server cannot digest: the targets it never answered are then asked one at a time, so that the one
+which ends the stream is found and ended alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+import grpc
+from callboard.errors import CallError, Internal
+from google.api_core.exceptions import GoogleAPICallError
+from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.firestore import AsyncClient
+from grpc import StatusCode
+
+from callboard_firebase.errors import error_for, status_of, translate
+from callboard_firebase.listen.backoff import Backoff
+from callboard_firebase.listen.conversation import Conversation
+from callboard_firebase.listen.options import ListenOptions
+from callboard_firebase.listen.target import Target, probe
+
+_log = logging.getLogger("callboard_firebase.listen")
+
+# A target's fault or the service's, but not passing: asking the same again gets the same answer.
+_PERMANENT = frozenset(
+    {
+        StatusCode.INVALID_ARGUMENT,
+        StatusCode.NOT_FOUND,
+        StatusCode.ALREADY_EXISTS,
+        StatusCode.FAILED_PRECONDITION,
+        StatusCode.OUT_OF_RANGE,
+        StatusCode.UNIMPLEMENTED,
+        StatusCode.PERMISSION_DENIED,
+        StatusCode.UNAUTHENTICATED,
+    }
+)
+_BLAMELESS = frozenset(
+    {StatusCode.OK, StatusCode.CANCELLED, StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED,
+     StatusCode.RESOURCE_EXHAUSTED, StatusCode.ABORTED}
+)  # fmt: skip
+_UNAUTHENTICATED_ATTEMPTS = 3
+_STRIKES = 5
+_STRIKES_FORGOTTEN_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a connection ended. `suspects`: the targets on it that the server never answered."""
+
+    status: StatusCode
+    error: Exception | None
+    suspects: list[Target]
+    left: bool
+    """There was nothing more to listen to."""
+
+
+class Stream:
+    """Runs as one task (`run`); targets come and go while it lives."""
+
+    def __init__(self, client: AsyncClient, options: ListenOptions) -> None:
+        self._client = client
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._backoff = Backoff(
+            base_s=options.backoff_base_s,
+            cap_s=options.backoff_cap_s,
+            per_window=options.reopens,
+            window_s=options.reopens_window_s,
+        )
+        self._members: dict[Target, None] = {}
+        self._wanted = asyncio.Event()
+        self._conversation: Conversation | None = None
+        self._watchdog: asyncio.Timeout | None = None
+        self._hung_up: StatusCode | None = None
+        self._ticks: asyncio.TimerHandle | None = None
+        self._probe: Target | None = None
+        self._cautious = False
+        self._unauthenticated = 0
+        self.opened = 0
+        """Connections opened so far."""
+        self.heard_at: float | None = None
+        """Loop time of the last response."""
+        self.last_status: StatusCode | None = None
+        """How the last connection ended."""
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server has answered on the present connection."""
+        return self._conversation is not None and self.heard_at == self._conversation.heard_at
+
+    def unsettled(self) -> int:
+        """The targets that wait for a snapshot of the present connection."""
+        return sum(not target.settled or not target.id for target in self._members)
+
+    def add(self, target: Target) -> None:
+        self._members[target] = None
+        self._wanted.set()
+        self._ask_next(target)
+
+    def remove(self, target: Target) -> None:
+        if target not in self._members:
+            return
+        del self._members[target]
+        if self._conversation is not None and target.id:
+            self._conversation.drop(target)
+            self._ask_next()
+        if not self._members:
+            self._wanted.clear()
+            self._hang_up(StatusCode.OK)
+
+    def fail_all(self, failure: CallError) -> None:
+        for target in list(self._members):
+            self._lose(target, failure)
+
+    async def run(self) -> None:
+        while True:
+            await self._wanted.wait()
+            end = await self._converse()
+            if end.left:
+                continue
+            self.last_status = end.status
+            self._judge(end)
+            delay = self._backoff.delay()
+            _log.warning("listen stream ended (%s), %d targets; reopening in %.2f s",
+                         end.status.name, len(self._members), delay)  # fmt: skip
+            await asyncio.sleep(delay)
+
+    async def _converse(self) -> _End:
+        """One connection, from its first request until it ends."""
+        self._conversation = conversation = Conversation(self._client, self)
+        self._hung_up = None
+        self.opened += 1
+        status = StatusCode.OK
+        error: Exception | None = None
+        call = None
+        self._ticks = self._loop.call_later(self._tick_s(), self._tick)
+        try:
+            async with asyncio.timeout(None) as self._watchdog:
+                for target in list(self._members):
+                    self._ask_next(target)
+                # The default retry of the generated client would reopen by itself, and lose requests doing so.
+                call = await self._client._firestore_api.listen(
+                    requests=conversation.outbox, metadata=self._client._rpc_metadata, retry=None, timeout=None
+                )
+                while (response := await call.read()) is not grpc.aio.EOF:
+                    conversation.receive(response._pb)
+                    self.heard_at = conversation.heard_at
+        except TimeoutError:
+            status = self._hung_up or StatusCode.DEADLINE_EXCEEDED
+        except asyncio.CancelledError:
+            # gRPC raises it too, when someone closed the channel under the call.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            status = StatusCode.CANCELLED
+        except (GoogleAPICallError, GoogleAuthError, grpc.RpcError) as failure:
+            status, error = status_of(failure), failure
+        finally:
+            suspects = conversation.unproven()
+            self._conversation = self._watchdog = self._probe = None
+            if self._ticks is not None:
+                self._ticks.cancel()
+            conversation.end()
+            if call is not None:
+                call.cancel()
+        return _End(status, error, suspects, left=self._hung_up is StatusCode.OK)
+
+    # -- judging
+
+    def _judge(self, end: _End) -> None:
+        status = end.status
+        suspects = [target for target in end.suspects if target in self._members]
+        if status is StatusCode.UNAUTHENTICATED and self._unauthenticated < _UNAUTHENTICATED_ATTEMPTS:
+            self._unauthenticated += 1
+            self._renew_credentials()
+        elif status in (StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED):
+            self._refuse(end)
+        elif status is StatusCode.RESOURCE_EXHAUSTED:
+            self._backoff.saturate()
+        elif status in _BLAMELESS:
+            pass
+        elif len(suspects) == 1:
+            self._blame(suspects[0], end)
+        elif suspects:
+            self._cautious = True
+        elif status in _PERMANENT:
+            tokens = [target for target in self._members if target.token]
+            for target in tokens:
+                target.token = b""
+            if not tokens:
+                self._refuse(end)
+
+    def _blame(self, target: Target, end: _End) -> None:
+        """It was the only target without an answer when the stream failed."""
+        alone = len(self._members) == 1
+        if end.status in _PERMANENT or (not alone and self._strike(target) >= _STRIKES):
+            self._lose(target, _failure(end))
+
+    def _refuse(self, end: _End) -> None:
+        self._unauthenticated = 0
+        _log.error("listen stream refused (%s): %d watches end", end.status.name, len(self._members))
+        self.fail_all(_failure(end))
+
+    def _renew_credentials(self) -> None:
+        credentials = self._client._credentials
+        if credentials is not None and not isinstance(credentials, AnonymousCredentials):
+            # Without a token they are refreshed, on gRPC's own thread, before the next call.
+            credentials.token = None
+
+    def _lose(self, target: Target, failure: CallError) -> None:
+        """End one watch with an error; the others stay."""
+        self.remove(target)
+        target.watch.fail(failure)
+
+    def _strike(self, target: Target) -> int:
+        now = self._loop.time()
+        if now - target.struck_at > _STRIKES_FORGOTTEN_S:
+            target.strikes = 0
+        target.strikes += 1
+        target.struck_at = now
+        return target.strikes
+
+    # -- asking
+
+    def _ask_next(self, target: Target | None = None) -> None:
+        """Ask `target`; in the cautious mode, at most one target that the server has never answered is under way."""
+        conversation = self._conversation
+        if conversation is None:
+            return
+        if not self._cautious or (target is not None and target.proven):
+            if target is not None:
+                conversation.ask(target)
+            return
+        if conversation.unproven():
+            return
+        suspect = next((member for member in self._members if not member.proven), None)
+        if suspect is None:
+            self._cautious = False
+        else:
+            conversation.ask(suspect)
+
+    def _ask_again(self, target: Target, status: StatusCode) -> None:
+        """The server let a target go, or disagrees about its documents: ask for its whole state."""
+        target.token = b""
+        strikes = self._strike(target)
+        if strikes > _STRIKES:
+            self._lose(target, error_for(status))
+        elif strikes == 1 and self._conversation is not None:
+            self._conversation.ask(target)
+        else:
+            # Again within a minute: under the stream's back-off, or this would spin as fast as the server answers.
+            self._hang_up(status)
+
+    # -- Verdicts
+
+    def on_settled(self, target: Target) -> None:
+        self._backoff.reset()
+        self._unauthenticated = 0
+        if target is self._probe:
+            self._probe = None
+            if self._conversation is not None:
+                self._conversation.drop(target)
+        elif self._cautious:
+            self._ask_next()
+
+    def on_removed(self, target: Target, status: int) -> None:
+        if target is self._probe:
+            self._probe = None
+            return
+        cause = next((code for code in StatusCode if code.value[0] == status), StatusCode.UNKNOWN)
+        _log.warning("listen target removed by the server (%s)", cause.name)
+        # A token that is too old can be what the server refuses: then the target deserves one question without it.
+        if cause in _PERMANENT and not (target.token and cause is StatusCode.INVALID_ARGUMENT):
+            self._lose(target, error_for(cause))
+        else:
+            self._ask_again(target, StatusCode.UNAVAILABLE if status == 0 else cause)
+
+    def on_mismatch(self, target: Target) -> None:
+        _log.info("listen target differs from the server's count; it is read again")
+        self._ask_again(target, StatusCode.UNAVAILABLE)
+
+    def on_undecodable(self, target: Target, error: Exception) -> None:
+        _log.error("a document of a listen target cannot be decoded (%s)", type(error).__name__)
+        failure = Internal("A document cannot be decoded.")
+        failure.__cause__ = error
+        self._lose(target, failure)
+
+    # -- silence
+
+    def _tick_s(self) -> float:
+        return min(self._options.silence_timeout_s, self._options.probe_interval_s or 60.0) / 2
+
+    def _tick(self) -> None:
+        conversation = self._conversation
+        if conversation is None:
+            return
+        self._ticks = self._loop.call_later(self._tick_s(), self._tick)
+        now = self._loop.time()
+        owed_since = conversation.owed_since()
+        interval = self._options.probe_interval_s
+        if owed_since is not None and now - owed_since > self._options.silence_timeout_s:
+            self._hang_up(StatusCode.DEADLINE_EXCEEDED)
+        elif interval is not None and self._probe is None and now - conversation.heard_at >= interval:
+            self._probe = probe(self._client)
+            conversation.ask(self._probe)
+
+    def _hang_up(self, status: StatusCode) -> None:
+        """End the present connection from our side."""
+        if self._watchdog is not None and self._hung_up is None:
+            self._hung_up = status
+            self._watchdog.reschedule(self._loop.time())
+
+
+def _failure(end: _End) -> CallError:
+    return translate(end.error) if end.error is not None else error_for(end.status)

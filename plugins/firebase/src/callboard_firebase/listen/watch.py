@@ -1,0 +1,90 @@
+"""The consumer's end of a watch: the latest state, and what the consumer has not seen of it yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from datetime import datetime
+from types import MappingProxyType
+
+from callboard.errors import CallError
+
+from callboard_firebase.listen.documents import Batch, Change, Document
+
+
+class Watch(AsyncIterator[Batch]):
+    """Yields batches to one task. Nothing is queued: a consumer that is slow finds the latest state of each document.
+
+    What is pending is, per document, the state the consumer last saw; its size is bounded by the result set's.
+    Iteration raises the CallError that ended the watch, once every batch before it is taken.
+    """
+
+    __slots__ = ("_delivered", "_failure", "_read_time", "_seen", "_waiter", "documents")
+
+    def __init__(self) -> None:
+        self.documents: Mapping[str, Document] = MappingProxyType({})
+        self._seen: dict[str, Document | None] = {}
+        self._read_time: datetime | None = None
+        self._delivered = False
+        self._failure: CallError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def update(self, documents: Mapping[str, Document], touched: Iterable[str], read_time: datetime) -> None:
+        """A new consistent state, which the caller no longer alters; `touched` names the documents that differ."""
+        before = self.documents
+        if self._delivered:
+            for path in touched:
+                self._seen.setdefault(path, before.get(path))
+        self.documents = documents
+        self._read_time = read_time
+        if self._seen or not self._delivered:
+            self._wake()
+
+    def fail(self, failure: CallError) -> None:
+        """End the watch with an error."""
+        self._failure = self._failure or failure
+        self._wake()
+
+    def __aiter__(self) -> Watch:
+        return self
+
+    async def __anext__(self) -> Batch:
+        if self._waiter is not None:
+            raise RuntimeError("a watch is read by one task only")
+        while True:
+            batch = self._take()
+            if batch is not None:
+                return batch
+            if self._failure is not None:
+                # Raised anew each time: a traceback must not grow with every reader.
+                raise self._failure.with_traceback(None)
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def _take(self) -> Batch | None:
+        if self._read_time is None:
+            return None
+        if not self._delivered:
+            self._delivered = True
+            added = tuple(Change("added", document) for document in self.documents.values())
+            return Batch(True, added, self.documents, self._read_time)
+        changes = tuple(
+            change for path, before in self._seen.items() if (change := _change(before, self.documents.get(path)))
+        )
+        self._seen.clear()
+        return Batch(False, changes, self.documents, self._read_time) if changes else None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _change(before: Document | None, after: Document | None) -> Change | None:
+    if after is None:
+        return None if before is None else Change("removed", before)
+    if before is None:
+        return Change("added", after)
+    return None if before.update_time == after.update_time else Change("modified", after)
