@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import uuid
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from callboard.connections import Connections
+from callboard.errors import InvalidArgs, Unavailable
+from callboard.fleet import presence_lua as lua
+from callboard.fleet.presence import MAX_SESSIONS, Presence
+from callboard.fleet.presence_lua import ONLINE_EXPIRY, ONLINE_NAMES, UserKeys, session_key
+from callboard.service import User
+from callboard.settings import Settings
+from callboard.telemetry import Telemetry
+from callboard_local import ValkeyServer
+
+pytestmark = pytest.mark.anyio
+
+INDEX = (ONLINE_EXPIRY, ONLINE_NAMES)
+
+
+def settings_for(server: ValkeyServer) -> Settings:
+    return Settings(redis_host=server.host, redis_port=server.port, redis_cluster="false", ttl_s=90)
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    return Telemetry(replica="test", stream=io.StringIO())
+
+
+@pytest.fixture
+def settings(own_valkey: ValkeyServer) -> Settings:
+    return settings_for(own_valkey)
+
+
+@pytest.fixture
+async def connections(settings: Settings, telemetry: Telemetry) -> AsyncIterator[Connections]:
+    async with Connections(settings, telemetry) as connections:
+        yield connections
+
+
+@pytest.fixture
+async def presence(settings: Settings, connections: Connections, telemetry: Telemetry) -> AsyncIterator[Presence]:
+    async with Presence(settings, connections, telemetry) as presence:
+        yield presence
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what it waits for has no event
+            await asyncio.sleep(0)
+
+
+class Seen:
+    """A watcher that keeps what it is told."""
+
+    def __init__(self, presence: Presence) -> None:
+        self.transitions: list[tuple[str, bool]] = []
+        self._changed = asyncio.Condition()
+        presence.watch(self)
+
+    async def __call__(self, uid: str, online: bool) -> None:
+        async with self._changed:
+            self.transitions.append((uid, online))
+            self._changed.notify_all()
+
+    async def until(self, done: Callable[[list[tuple[str, bool]]], bool]) -> None:
+        async with asyncio.timeout(10), self._changed:
+            await self._changed.wait_for(lambda: done(self.transitions))
+
+
+async def expire(connections: Connections, uid: str) -> None:
+    """As if the TTL of all of the user's sessions had just passed."""
+    past = 1
+    for session in await connections.commands.zrange(UserKeys.of(uid).sessions, 0, -1):
+        await connections.commands.zadd(UserKeys.of(uid).sessions, {session: past})
+    await connections.commands.zadd(ONLINE_EXPIRY, {uid: past})
+
+
+async def test_a_user_is_online_while_any_session_lives(presence: Presence) -> None:
+    assert await presence.register("ann", "tab-1", backend_route="http://one")
+    assert not await presence.register("ann", "tab-2")
+
+    assert await presence.unregister("tab-1") == "ann"
+    user = await presence.get_user("ann")
+    assert user is not None
+    assert (user.status, user.sessions, user.ttl_seconds) == ("online", 1, 90)
+    assert [session.session_id for session in await presence.list_sessions("ann")] == ["tab-2"]
+
+    assert await presence.unregister("tab-2") == "ann"
+    user = await presence.get_user("ann")
+    assert user is not None
+    assert (user.status, user.sessions) == ("offline", 0)
+    assert await presence.unregister("tab-2") is None
+    assert await presence.get_user("nobody") is None
+
+
+async def test_sessions_tell_their_route_and_times(presence: Presence) -> None:
+    await presence.register("ann", "tab", backend_route="http://one")
+    await presence.register("ann", "tab")  # renewed: the route stays
+
+    [session] = await presence.list_sessions("ann")
+    assert (session.uid, session.backend_route) == ("ann", "http://one")
+    assert session.registered_at < session.expires_at
+    assert session.registered_at.endswith("Z")
+    user = await presence.get_user("ann")
+    assert user is not None
+    assert user.heartbeat_at is not None
+    assert user.heartbeat_at >= session.registered_at
+
+
+async def test_heartbeat_extends_a_session(presence: Presence, connections: Connections) -> None:
+    await presence.register("ann", "tab")
+    short = 20_000
+    await connections.commands.pexpire(session_key("tab"), short)
+    before = (await presence.list_sessions("ann"))[0].expires_at
+
+    async def later() -> bool:
+        assert await presence.heartbeat("tab")
+        return (await presence.list_sessions("ann"))[0].expires_at > before
+
+    async with asyncio.timeout(5):
+        while not await later():
+            pass
+    assert await connections.commands.pttl(session_key("tab")) > short
+
+
+async def test_heartbeat_does_not_revive_a_session_that_is_over(presence: Presence, connections: Connections) -> None:
+    await presence.register("ann", "tab")
+    assert await presence.heartbeat("tab")
+    await expire(connections, "ann")
+
+    assert not await presence.heartbeat("tab")
+    user = await presence.get_user("ann")
+    assert user is not None
+    assert user.status == "offline"
+    assert not await presence.heartbeat("never-registered")
+
+
+async def test_heartbeat_many_keeps_the_living_and_ignores_the_rest(
+    presence: Presence, connections: Connections
+) -> None:
+    await presence.register("ann", "a1")
+    await presence.register("bob", "b1")
+    await presence.register("cid", "c1")
+    await expire(connections, "cid")
+    scores = await connections.commands.zmscore(ONLINE_EXPIRY, ["ann", "bob", "cid"])
+
+    async with asyncio.timeout(5):
+        while True:
+            await presence.heartbeat_many(["a1", "b1", "c1", "unknown"])
+            after = await connections.commands.zmscore(ONLINE_EXPIRY, ["ann", "bob", "cid"])
+            if after[0] > scores[0] and after[1] > scores[1]:
+                break
+    assert after[2] in (None, scores[2])
+    await presence.heartbeat_many([])
+
+
+async def test_a_session_id_moves_to_the_user_who_registers_it(presence: Presence) -> None:
+    seen = Seen(presence)
+    await presence.register("ann", "shared")
+    assert await presence.register("bob", "shared")
+
+    await seen.until(lambda told: len(told) == 3)
+    assert seen.transitions == [("ann", True), ("bob", True), ("ann", False)]
+    assert await presence.list_sessions("ann") == []
+    assert await presence.unregister("shared") == "bob"
+
+
+async def test_companies_are_replaced_kept_and_remembered(presence: Presence) -> None:
+    seen = Seen(presence)
+    await presence.register("ann", "one")
+    assert await presence.user("ann") == User("ann", None)
+
+    await presence.register("ann", "one", authorized_companies_ids=["b", "a"])
+    assert await presence.user("ann") == User("ann", frozenset({"a", "b"}))
+    await presence.register("ann", "two")  # None: as before
+    assert await presence.user("ann") == User("ann", frozenset({"a", "b"}))
+    await presence.register("ann", "two", authorized_companies_ids=[])
+    assert await presence.user("ann") == User("ann", frozenset())
+    user = await presence.get_user("ann")
+    assert user is not None
+    assert user.authorized_companies_ids == []
+
+    await presence.unregister("one")
+    await presence.unregister("two")
+    await presence.register("ann", "three")  # a return must not widen what the user sees
+    assert await presence.user("ann") == User("ann", frozenset())
+
+    await seen.until(lambda told: len(told) == 5)
+    assert seen.transitions == [("ann", True), ("ann", True), ("ann", True), ("ann", False), ("ann", True)]
+
+
+async def test_online_users_come_in_pages_of_a_stable_order(presence: Presence, connections: Connections) -> None:
+    names = [f"user-{number}" for number in range(7)]
+    for name in reversed(names):
+        await presence.register(name, f"tab-{name}")
+    await expire(connections, "user-4")  # over, not swept yet
+
+    pages = []
+    cursor = None
+    while True:
+        page = await presence.online_users(cursor, limit=3)
+        pages.append(page.users)
+        await presence.heartbeat("tab-user-0")  # scores move, the order does not
+        if (cursor := page.cursor) is None:
+            break
+    assert pages == [["user-0", "user-1", "user-2"], ["user-3", "user-5"], ["user-6"]]
+    with pytest.raises(InvalidArgs):
+        await presence.online_users(limit=0)
+
+
+async def test_online_among_tells_the_online_with_what_they_may_see(presence: Presence) -> None:
+    await presence.register("ann", "a", authorized_companies_ids=["x"])
+    await presence.register("bob", "b")
+    await presence.unregister("b")
+
+    assert await presence.online_among(["ann", "bob", "nobody"]) == {"ann": User("ann", frozenset({"x"}))}
+    assert await presence.online_among([]) == {}
+
+
+async def test_the_oldest_of_too_many_sessions_is_dropped(presence: Presence, connections: Connections) -> None:
+    for number in range(MAX_SESSIONS):
+        await presence.register("ann", f"s{number}")
+    await connections.commands.zadd(UserKeys.of("ann").sessions, {"s50": 2**43})  # far from over, but …
+    await connections.commands.zincrby(UserKeys.of("ann").sessions, -1_000, "s7")  # … this one is the most silent
+
+    await presence.register("ann", "one-more")
+
+    left = {session.session_id for session in await presence.list_sessions("ann")}
+    assert len(left) == MAX_SESSIONS
+    assert "s7" not in left
+    assert not await presence.heartbeat("s7")
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "{x}", "x" * 129, "a:b", "a\n"])
+async def test_ids_are_checked(presence: Presence, bad: str) -> None:
+    with pytest.raises(InvalidArgs):
+        await presence.register(bad, "s")
+    with pytest.raises(InvalidArgs):
+        await presence.register("u", bad)
+    with pytest.raises(InvalidArgs):
+        await presence.unregister(bad)
+    with pytest.raises(InvalidArgs):
+        await presence.heartbeat(bad)
+    with pytest.raises(InvalidArgs):
+        await presence.get_user(bad)
+    with pytest.raises(InvalidArgs):
+        await presence.heartbeat_many([bad])
+    with pytest.raises(InvalidArgs):
+        await presence.register("u", "s", authorized_companies_ids=[""])
+
+
+async def test_a_ttl_that_passes_ends_the_user(
+    settings: Settings, connections: Connections, telemetry: Telemetry
+) -> None:
+    async with Presence(settings, connections, telemetry, ttl_s=0.2, sweep_interval_s=0.05) as presence:
+        seen = Seen(presence)
+        await presence.register("ann", "tab")
+        await seen.until(lambda told: told == [("ann", True), ("ann", False)])
+
+        assert (await presence.online_users()).users == []
+        assert not await presence.heartbeat("tab")
+        keys = {key async for key in connections.commands.scan_iter("callboard:*")}
+        assert keys <= {UserKeys.of("ann").record.encode(), session_key("tab").encode()}
+        assert await connections.commands.ttl(UserKeys.of("ann").record) > 0
+
+
+async def test_one_of_many_sweepers_reports_a_transition(
+    settings: Settings, connections: Connections, telemetry: Telemetry
+) -> None:
+    users = {f"user-{number}" for number in range(450)}  # more than two batches
+    replicas = [Presence(settings, connections, telemetry, sweep_interval_s=3_600) for _ in range(3)]
+    for uid in users:
+        await replicas[0].register(uid, f"tab-{uid}")
+        await expire(connections, uid)
+    async with replicas[0], replicas[1], replicas[2]:
+        seen = [Seen(replica) for replica in replicas]
+        await asyncio.gather(*(replica.sweep() for replica in replicas))
+        await eventually(lambda: sum(len(one.transitions) for one in seen) >= len(users))
+    told = [uid for one in seen for uid, online in one.transitions if not online]
+    assert sorted(told) == sorted(users)
+    assert await connections.commands.zcard(ONLINE_EXPIRY) == await connections.commands.zcard(ONLINE_NAMES) == 0
+
+
+async def test_the_sweep_leaves_the_living_alone_and_counts_them(presence: Presence, telemetry: Telemetry) -> None:
+    await presence.register("ann", "a")
+    await presence.register("bob", "b")
+    await presence.unregister("b")
+    assert await presence.sweep()
+
+    assert telemetry.metrics.registry.get_sample_value("callboard_presence_users") == 1
+    assert await presence.heartbeat("a")
+
+
+async def test_the_sweep_mends_an_index_that_lags_behind(presence: Presence, connections: Connections) -> None:
+    """A user with one session over and one alive, whose index entry was lost between two steps, stays online."""
+    await presence.register("ann", "tab")
+    await connections.commands.zadd(ONLINE_EXPIRY, {"ann": 1})
+
+    await presence.sweep()
+
+    assert (await presence.online_users()).users == ["ann"]
+
+
+async def test_a_crash_between_the_steps_of_register_heals(presence: Presence, connections: Connections) -> None:
+    """Indexed, then dead before the session began: the entry goes when its time is over, and nobody is told."""
+    seen = Seen(presence)
+    await connections.commands.eval(lua.INDEX_ADD, 2, *INDEX, "ghost", 1)
+    async with asyncio.timeout(5):
+        while await connections.commands.zcard(ONLINE_NAMES):
+            await presence.sweep()
+    await presence.register("marker", "m")
+    await seen.until(bool)
+    assert seen.transitions == [("marker", True)]
+
+
+async def test_removing_from_the_index_does_not_lose_who_came_back(
+    presence: Presence, connections: Connections
+) -> None:
+    """The user re-registers after their last session ended and before that took them out of the index."""
+    await presence.register("ann", "old")
+    await connections.commands.eval(lua.LEAVE, 2, *UserKeys.of("ann"), "old")
+    await presence.register("ann", "new")
+    await presence._unindex("ann")
+
+    assert (await presence.online_users()).users == ["ann"]
+
+
+async def test_a_callback_that_fails_is_logged_and_stops_nobody(settings: Settings, connections: Connections) -> None:
+    stream = io.StringIO()
+    async with Presence(settings, connections, Telemetry(replica="test", stream=stream)) as presence:
+
+        async def broken(uid: str, online: bool) -> None:
+            raise ValueError(f"secret of {uid}")
+
+        presence.watch(broken)
+        seen = Seen(presence)
+        await presence.register("ann", "a")
+        await presence.register("bob", "b")
+        await seen.until(lambda told: len(told) == 2)
+        await eventually(lambda: stream.getvalue().count("task_died") == 2)
+    assert "ann" not in stream.getvalue()  # neither the id nor the exception's text
+    assert {json.loads(line)["error"] for line in stream.getvalue().splitlines()} == {"ValueError"}
+
+
+async def test_a_slow_callback_does_not_hold_up_the_others_and_catches_up(presence: Presence) -> None:
+    entered, free = asyncio.Event(), asyncio.Event()
+    told: list[tuple[str, bool]] = []
+
+    async def slow(uid: str, online: bool) -> None:
+        told.append((uid, online))
+        entered.set()
+        await free.wait()
+
+    presence.watch(slow)
+    seen = Seen(presence)
+    await presence.register("ann", "a")
+    await entered.wait()
+    for _ in range(3):
+        await presence.register("bob", "b")
+        await presence.unregister("b")
+    await seen.until(lambda all_told: len(all_told) == 7)
+    free.set()
+    await eventually(lambda: len(told) == 2)
+    assert told == [("ann", True), ("bob", False)]
+
+
+async def test_without_redis_every_call_is_unavailable_and_the_sweeper_survives(
+    own_valkey: ValkeyServer, settings: Settings, connections: Connections, telemetry: Telemetry
+) -> None:
+    async with Presence(settings, connections, telemetry, sweep_interval_s=0.01) as presence:
+        await presence.register("ann", "tab")  # the negative control: it works with Redis
+        await own_valkey.kill()
+        for call in (
+            presence.register("ann", "tab"),
+            presence.unregister("tab"),
+            presence.heartbeat("tab"),
+            presence.get_user("ann"),
+            presence.online_users(),
+            presence.user("ann"),
+        ):
+            with pytest.raises(Unavailable):
+                await call
+        await own_valkey.restart()
+        seen = Seen(presence)
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    assert not await presence.heartbeat("tab")  # a server that forgot: register again
+                    assert await presence.register(f"u{uuid.uuid4().hex}", "tab")
+                    break
+                except Unavailable:
+                    await asyncio.sleep(0.01)
+        await seen.until(bool)
