@@ -79,6 +79,8 @@ def load(cls: type[S], environ: Mapping[str, str]) -> S:
 
 def _is_list(hint: Any) -> bool:
     info = msgspec.inspect.type_info(hint)
+    if isinstance(info, msgspec.inspect.Metadata):
+        info = info.type
     return isinstance(info, msgspec.inspect.VarTupleType)
 
 
