@@ -1,8 +1,9 @@
 """The embedded back ends of dev mode and tests: real servers over real sockets, on the loopback only."""
 
+from .backends import Backends
 from .child import StartError
 from .firestore_process import FirestoreProcess
 from .server import PortInUseError
 from .valkey import ValkeyServer
 
-__all__ = ["FirestoreProcess", "PortInUseError", "StartError", "ValkeyServer"]
+__all__ = ["Backends", "FirestoreProcess", "PortInUseError", "StartError", "ValkeyServer"]

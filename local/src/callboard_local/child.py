@@ -41,6 +41,8 @@ class Child:
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
         self._process: subprocess.Popen[str] | None = None
         self._expected = False
+        for future in (self.exited, self._ready):
+            future.set_running_or_notify_cancel()  # a waiter that is cancelled does not cancel them
         self._watcher = threading.Thread(target=self._run, name=f"{name} watcher", daemon=True)
 
     def start(self, timeout_s: float) -> str:

@@ -1,0 +1,124 @@
+"""All back ends of dev mode together."""
+
+import asyncio
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from .firestore_process import FirestoreProcess
+from .server import ServerProcess, in_thread
+from .valkey import ValkeyServer
+
+if TYPE_CHECKING:
+    from google.cloud.firestore import AsyncClient
+
+_EMULATOR_VARIABLE = "FIRESTORE_EMULATOR_HOST"
+
+
+class Backends:
+    """`async with Backends(base_port=8080) as backends: os.environ.update(backends.environ)`.
+
+    Valkey listens on the port after `base_port`, Firestore on the second after it; the third and fourth are
+    kept for the Realtime Database and Stripe. `base_port` 0 takes free ones. `seed` writes sample data for the
+    user `demo`, where it is missing; `data` is a file to keep Firestore's documents in. Raises `StartError`.
+    """
+
+    def __init__(
+        self, base_port: int = 0, *, seed: bool = True, project: str = "demo", data: Path | None = None
+    ) -> None:
+        self.project = project
+        self.valkey = ValkeyServer(base_port + 1 if base_port else 0)
+        self.firestore = FirestoreProcess(base_port + 2 if base_port else 0, data=data)
+        self._seed = seed
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What the service needs in its environment to use these back ends."""
+        return {
+            "LISTENERS_REDIS_HOST": self.valkey.host,
+            "LISTENERS_REDIS_PORT": str(self.valkey.port),
+            "LISTENERS_REDIS_TLS": "false",
+            _EMULATOR_VARIABLE: self.firestore.address,
+            "GOOGLE_PROJECT_ID": self.project,
+        }
+
+    async def died(self) -> str:
+        """Wait until one of them has ended without being asked to; the name of that one."""
+        waits = {asyncio.create_task(server.exited(), name=f"{server.name} exit"): server for server in self._servers()}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
+        return waits[done.pop()].name
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+            if self._seed:
+                await self._write_sample_data()
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stop()
+
+    def _servers(self) -> list[ServerProcess]:
+        return [self.valkey, self.firestore]
+
+    async def _start(self) -> None:
+        starting = [in_thread(server.start) for server in self._servers()]
+        if self._seed:
+            # A second of imports, while the servers start.
+            starting.append(in_thread(_import_seed))
+        results = await asyncio.gather(*starting, return_exceptions=True)
+        for error in results:
+            if isinstance(error, BaseException):
+                raise error
+
+    async def _stop(self) -> None:
+        await asyncio.gather(*(in_thread(server.stop) for server in self._servers()))
+
+    async def _write_sample_data(self) -> None:
+        from .seed import seed
+
+        client = self._client()
+        try:
+            await seed(client)
+        finally:
+            await client._firestore_api.transport.close()
+
+    def _client(self) -> "AsyncClient":
+        from google.cloud.firestore import AsyncClient
+
+        # Google's client takes the address from the environment, when it is made, and nowhere else.
+        with _environment_variable(_EMULATOR_VARIABLE, self.firestore.address):
+            return AsyncClient(project=self.project)
+
+
+def _import_seed() -> None:
+    importlib.import_module(".seed", __package__)
+
+
+@contextmanager
+def _environment_variable(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
