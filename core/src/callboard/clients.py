@@ -1,0 +1,143 @@
+"""redis-py's clients with what they lack: a bound on every call, one TLS context, a pub/sub read that cannot freeze."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Any, Self, TypeAlias, cast
+
+import hiredis
+from redis import exceptions as redis
+from redis.asyncio import Connection, ConnectionPool, Redis, RedisCluster
+from redis.asyncio.client import Pipeline
+from redis.asyncio.cluster import ClusterPipeline
+
+Reply: TypeAlias = "list[Any] | Exception"
+"""One pub/sub reply: `[b"message", channel, data]`, `[b"subscribe", channel, count]`, …, or a refusal."""
+
+_READ_BYTES = 65_536
+
+
+class PlainOrTlsConnection(Connection):
+    """redis-py's connection with one TLS context for all, and access to its stream."""
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._tls = tls
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        # redis-py's own TLS connection loads the authorities anew, 20 ms on the loop, for every connection, and trusts
+        # the system's beside the one it is given.
+        arguments = dict(super()._connection_arguments())
+        return arguments if self._tls is None else {**arguments, "ssl": self._tls}
+
+    def write(self, data: bytes) -> None:
+        if self._writer is None:
+            raise redis.ConnectionError("The connection is closed.")
+        self._writer.write(data)
+
+    async def read(self) -> bytes:
+        if self._reader is None:
+            raise redis.ConnectionError("The connection is closed.")
+        data = await self._reader.read(_READ_BYTES)
+        if not data:
+            raise redis.ConnectionError("The server closed the connection.")
+        return data
+
+
+class Subscriber:
+    """One pub/sub connection: commands go out without waiting, replies come in by the batch.
+
+    It never reconnects by itself, so nothing is lost unnoticed; and it reads the socket itself instead of through
+    redis-py's `get_message(timeout=…)`, which spins for ever, and freezes the loop, when the socket dies of ETIMEDOUT.
+    """
+
+    def __init__(self, connection: PlainOrTlsConnection) -> None:
+        self._connection = connection
+        self._replies = hiredis.Reader(notEnoughData=Ellipsis)
+
+    async def __aenter__(self) -> Self:
+        await self._connection.connect()  # type: ignore[no-untyped-call]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.disconnect(nowait=True)
+
+    def send(self, *commands: tuple[str, str]) -> None:
+        """Write the commands in one go."""
+        packed = (hiredis.pack_command(command) for command in commands)  # type: ignore[arg-type]  # any length
+        self._connection.write(b"".join(packed))
+
+    async def receive(self) -> list[Reply]:
+        """All that comes with the next read, at least one reply; a redis ConnectionError or an OSError at the end."""
+        replies: list[Reply] = []
+        while not replies:
+            self._replies.feed(await self._connection.read())
+            while (reply := self._replies.gets()) is not Ellipsis:
+                replies.append(reply)
+        return replies
+
+
+class Bounds:
+    """How many calls of a client run at a time, and how long one may take, its wait for a slot included."""
+
+    def __init__(self, limit_s: float, slots: int) -> None:
+        self.slots = slots
+        self._limit_s = limit_s
+        self._free = asyncio.Semaphore(slots)
+
+    async def run(self, call: Any, *args: Any, **options: Any) -> Any:
+        try:
+            async with asyncio.timeout(self._limit_s), self._free:
+                return await call(*args, **options)
+        except TimeoutError as error:
+            raise redis.TimeoutError(f"no answer within {self._limit_s:g} s") from error
+
+
+class BoundedRedis(Redis):
+    def __init__(self, bounds: Bounds, pool: ConnectionPool) -> None:
+        super().__init__(connection_pool=pool)
+        self.auto_close_connection_pool = True
+        self._bounds = bounds
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        return await self._bounds.run(super().execute_command, *args, **options)
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        pipe = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipe._bounds = self._bounds
+        return pipe
+
+
+class _Pipeline(Pipeline):
+    _bounds: Bounds
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        return cast(list[Any], await self._bounds.run(super().execute, raise_on_error))
+
+
+class BoundedCluster(RedisCluster):
+    def __init__(self, bounds: Bounds, host: str, port: int, tls: ssl.SSLContext | None, **options: Any) -> None:
+        # A node refuses, rather than waits, when all its connections are in use: the slots do the waiting.
+        super().__init__(host, port, max_connections=bounds.slots + 8, **options)
+        self._bounds = bounds
+        ours = {"connection_class": PlainOrTlsConnection, "tls": tls}
+        self.connection_kwargs.update(ours)
+        for node in self.startup_nodes:
+            node.connection_class = PlainOrTlsConnection
+            node.connection_kwargs["tls"] = tls
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        return await self._bounds.run(super().execute_command, *args, **options)
+
+    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:
+        pipe = _ClusterPipeline(self, transaction)  # type: ignore[abstract]  # its attribute is set in __init__
+        pipe._bounds = self._bounds
+        return pipe
+
+
+class _ClusterPipeline(ClusterPipeline):
+    _bounds: Bounds
+
+    async def execute(self, raise_on_error: bool = True, allow_redirections: bool = True) -> list[Any]:
+        return cast(list[Any], await self._bounds.run(super().execute, raise_on_error, allow_redirections))
