@@ -1,0 +1,33 @@
+"""Where Firebase is and who we are there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from callboard.settings import Help, Secret, variable
+from msgspec import Meta, Struct
+
+
+class FirebaseSettings(Struct, frozen=True, kw_only=True):
+    """The Google conventions; none set means: no Firebase."""
+
+    project_id: Annotated[str, Help("Google Cloud project; the service account's own when empty")] = variable(
+        "GOOGLE_PROJECT_ID", default=""
+    )
+    admin_json: Annotated[Secret | None, Help("the service account: the path of its JSON file, or the JSON itself")] = (
+        variable("FIREBASE_ADMIN_JSON")
+    )
+    application_credentials: Annotated[
+        str, Help("path of Google's application default credentials, used when FIREBASE_ADMIN_JSON is not set")
+    ] = variable("GOOGLE_APPLICATION_CREDENTIALS", default="")
+    emulator_host: Annotated[str, Help("host:port of a Firestore emulator, used without credentials")] = variable(
+        "FIRESTORE_EMULATOR_HOST", default=""
+    )
+    targets_per_stream: Annotated[
+        int, Meta(ge=1), Help("watches that share one Listen stream, down to one")
+    ] = variable("FIRESTORE_TARGETS_PER_STREAM", default=500)  # fmt: skip
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is any Firebase to talk to."""
+        return bool(self.project_id or self.admin_json or self.application_credentials or self.emulator_host)
