@@ -13,9 +13,13 @@ import hmac
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from callboard.errors import ConfigurationError, PermissionDenied, Unauthenticated
 from callboard.settings import Settings
+
+if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
 
 _VARIABLE = "LISTENERS_SERVICE_TOKENS"
 _SEPARATORS = re.compile(r"[;,\s]+")
@@ -75,6 +79,10 @@ class Credentials:
         if len(found) > 1:
             raise PermissionDenied("More than one Authorization header.")
         return self.identify(found[0] if found else None)
+
+    def identify_request(self, request: HTTPConnection) -> Credential:
+        """`identify_headers` for Starlette's request or WebSocket."""
+        return self.identify_headers(request.scope["headers"])
 
     def _add(self, token: str, credential: Credential) -> None:
         digest = hashlib.sha256(_bytes(token)).digest()
