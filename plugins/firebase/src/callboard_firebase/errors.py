@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
+from google.api_core import exceptions as google_exceptions
+from google.auth import exceptions as auth_exceptions
+
 from callboard.errors import (
     Aborted,
     AlreadyExists,
@@ -28,8 +31,6 @@ from callboard.errors import (
     Unauthenticated,
     Unavailable,
 )
-from google.api_core import exceptions as google_exceptions
-from google.auth import exceptions as auth_exceptions
 
 _TRANSLATIONS: dict[grpc.StatusCode, tuple[type[CallError], str]] = {
     grpc.StatusCode.INVALID_ARGUMENT: (InvalidArgs, "Firebase refuses the request: an argument is not valid."),

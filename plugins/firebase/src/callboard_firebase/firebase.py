@@ -17,12 +17,12 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import firebase_admin
-from callboard.errors import ConfigurationError, DeadlineExceeded, Unavailable
 from firebase_admin import credentials, firestore_async
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore import AsyncClient
 
+from callboard.errors import ConfigurationError, DeadlineExceeded, Unavailable
 from callboard_firebase.channel import connect, disconnect
 from callboard_firebase.errors import translated
 from callboard_firebase.listen import ListenEngine, ListenOptions

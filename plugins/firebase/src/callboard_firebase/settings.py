@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from callboard.settings import Help, Secret, variable
 from msgspec import Meta, Struct
+
+from callboard.settings import Help, Secret, variable
 
 
 class FirebaseSettings(Struct, frozen=True, kw_only=True):

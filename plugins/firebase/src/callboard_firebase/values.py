@@ -32,7 +32,6 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
-from callboard.errors import InvalidArgs
 from google.cloud.firestore import (
     DELETE_FIELD,
     SERVER_TIMESTAMP,
@@ -45,6 +44,8 @@ from google.cloud.firestore_v1.base_document import BaseDocumentReference
 from google.cloud.firestore_v1.bson import BSONType
 from google.cloud.firestore_v1.transforms import Sentinel, _NumericValue, _ValueList
 from google.cloud.firestore_v1.vector import Vector
+
+from callboard.errors import InvalidArgs
 
 MAX_DEPTH = 20
 """Maps and arrays in one another; Firestore's own limit."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from callboard.errors import Internal, InvalidArgs, Unavailable
 from google.cloud.firestore import AsyncClient
 
+from callboard.errors import Internal, InvalidArgs, Unavailable
 from callboard_firebase.listen.documents import Batch
 from callboard_firebase.listen.options import ListenOptions
 from callboard_firebase.listen.stream import Stream

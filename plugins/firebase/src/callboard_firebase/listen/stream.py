@@ -13,13 +13,13 @@ import logging
 from dataclasses import dataclass
 
 import grpc
-from callboard.errors import CallError, Internal
 from google.api_core.exceptions import GoogleAPICallError
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore import AsyncClient
 from grpc import StatusCode
 
+from callboard.errors import CallError, Internal
 from callboard_firebase.errors import error_for, status_of, translate
 from callboard_firebase.listen.backoff import Backoff
 from callboard_firebase.listen.conversation import Conversation

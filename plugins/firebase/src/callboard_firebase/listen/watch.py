@@ -8,7 +8,6 @@ from datetime import datetime
 from types import MappingProxyType
 
 from callboard.errors import CallError
-
 from callboard_firebase.listen.documents import Batch, Change, Document
 
 
