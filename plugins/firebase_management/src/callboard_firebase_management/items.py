@@ -1,0 +1,134 @@
+"""The notification item (CONTRACT, Events): what a document of `clients/{uid}/notifications` looks like on the wire.
+
+Documents are written by many programs. Whatever a document holds, it becomes an item with every field of the right
+type: a field that is missing or of an odd type takes its default.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, TypedDict
+
+import msgspec
+
+from callboard import User
+from callboard_firebase.values import to_wire
+
+
+class Item(TypedDict):
+    """A notification as consumers see it. `timestamp` is ISO 8601, UTC, milliseconds."""
+
+    doc_id: str
+    job_id: str
+    file_id: str
+    file_name: str
+    collection_id: str
+    collection_name: str
+    function_name: str
+    status: str
+    message: str
+    url: str
+    read: bool
+    timestamp: str
+    additional_info: str
+    info_message: str
+
+
+def notification_item(doc_id: str, data: Mapping[str, Any], written_at: datetime) -> Item:
+    """The item of a document. `written_at`, its update time, stands in for a missing or unreadable timestamp.
+
+    `job_id` defaults to the document's id. `info_message` is the `error_message`, else the `message`, inside an
+    `additional_info` that is a map or the JSON text of one.
+    """
+    file_name = _text(data.get("file_name"), "Document")
+    status = _text(data.get("status"), "info")
+    job_id = _text(data.get("job_id"), doc_id)
+    additional_info = data.get("additional_info")
+    return Item(
+        doc_id=doc_id,
+        job_id=job_id,
+        file_id=_text(data.get("file_id")),
+        file_name=file_name,
+        collection_id=_text(data.get("collection_id")),
+        collection_name=_text(data.get("collection_name")),
+        function_name=_text(data.get("function_name")),
+        status=status,
+        message=f"{file_name} - {status}",
+        url=f"/edit_form/{job_id}",
+        read=data.get("read") is True,
+        timestamp=wire_time(moment(data, written_at)),
+        additional_info=_info_text(additional_info),
+        info_message=_info_message(additional_info),
+    )
+
+
+def moment(data: Mapping[str, Any], written_at: datetime) -> datetime:
+    """When a notification happened: its `timestamp` (a Firestore Timestamp or ISO 8601 text), else `written_at`."""
+    value = data.get("timestamp")
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        pass  # text that is no time, or a time at the edge of the calendar
+    return written_at
+
+
+def wire_time(when: datetime) -> str:
+    """A time as events show it: `2025-09-20T11:44:00.000Z`. The rest of the millisecond is cut off, not rounded."""
+    return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Newest:
+    """Of the notifications it is shown and `user` may see: keeps the newest `limit`, counts all."""
+
+    def __init__(self, limit: int, user: User | None = None) -> None:
+        self.total = 0
+        self._limit = limit
+        self._user = user
+        self._heap: list[tuple[datetime, str, Item]] = []
+
+    def add(self, doc_id: str, data: Mapping[str, Any], written_at: datetime) -> bool:
+        """Show it one; whether the user may see it."""
+        item = notification_item(doc_id, data, written_at)
+        if self._user is not None and not self._user.may_see(item["collection_id"]):
+            return False
+        self.total += 1
+        entry = (moment(data, written_at), doc_id, item)
+        if len(self._heap) < self._limit:
+            heapq.heappush(self._heap, entry)
+        else:
+            heapq.heappushpop(self._heap, entry)
+        return True
+
+    def items(self) -> list[Item]:
+        """Newest first; of equal times, the greater document id first."""
+        return [item for _, _, item in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+
+
+def _text(value: object, default: str = "") -> str:
+    if isinstance(value, str):
+        return value or default
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return default
+
+
+def _info_text(additional_info: object) -> str:
+    if additional_info is None or isinstance(additional_info, str):
+        return additional_info or ""
+    return msgspec.json.encode(to_wire(additional_info)).decode()
+
+
+def _info_message(additional_info: object) -> str:
+    if isinstance(additional_info, str):
+        try:
+            additional_info = msgspec.json.decode(additional_info)
+        except (msgspec.DecodeError, RecursionError):
+            return ""  # free text
+    if not isinstance(additional_info, dict):
+        return ""
+    return _text(additional_info.get("error_message")) or _text(additional_info.get("message"))

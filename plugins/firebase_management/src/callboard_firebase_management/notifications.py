@@ -1,0 +1,76 @@
+"""A user's notifications: the documents of `clients/{uid}/notifications`; those whose `read` is false are unread."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Annotated
+
+import msgspec
+from google.cloud.firestore import AsyncCollectionReference, AsyncQuery, FieldFilter, Query
+
+from callboard import method
+from callboard_firebase.paths import segment
+from callboard_firebase_management.items import Item, Newest, notification_item
+from callboard_firebase_management.reads import run_query
+from callboard_firebase_management.store import FirestoreService
+
+Limit = Annotated[int, msgspec.Meta(ge=1, le=1_000)]
+
+
+class Notifications(FirestoreService):
+    """Gets and deletes. The items are those of `notif.sync` (CONTRACT, Events), whatever the user's companies."""
+
+    @method(effect="read")
+    async def get_notifications(self, user_id: str, read: bool | None = None, limit: Limit = 100) -> list[Item]:
+        """The newest notifications of a user, newest first, at most `limit` (1 to 1,000).
+
+        `read` true or false: only those that are. Where it is false every unread notification is read from Firestore,
+        so that no index has to be made; otherwise notifications without a `timestamp` are not found.
+        """
+        collection = self.notifications(user_id)
+        if read is False:
+            return await self._newest_unread(collection, limit)
+        items: list[Item] = []
+        query = collection.order_by("timestamp", direction=Query.DESCENDING)
+        # Read and unread ones are told apart here: a filter in the query would need an index of its own.
+        async with aclosing(run_query(self.client, query if read else query.limit(limit))) as found:
+            async for one in found:
+                if one.document is not None and (read is None or one.document.data.get("read") is True):
+                    items.append(notification_item(one.document.id, one.document.data, one.document.update_time))
+                    if len(items) == limit:
+                        break
+        return items
+
+    @method(effect="read")
+    async def get_unread_notifications(self, user_id: str, limit: Limit = 50) -> list[Item]:
+        """The newest unread notifications of a user, newest first: `get_notifications` with `read` false."""
+        return await self._newest_unread(self.notifications(user_id), limit)
+
+    @method(effect="write", retry_safe=True)
+    async def delete_notifications(self, user_id: str, job_id: str | None = None) -> int:
+        """Delete a user's notifications, or those of one job, up to 200 at a time; returns how many.
+
+        Of one job: the document with this name, and those whose field `job_id` has this value. Notifications added
+        meanwhile may survive.
+        """
+        collection = self.notifications(user_id)
+        if job_id is None:
+            return await self.delete_found(collection.order_by("__name__"))
+        named = collection.document(segment(job_id))
+        deleted = await self.delete_found(
+            collection.where(filter=FieldFilter("job_id", "==", job_id)).order_by("__name__")
+        )
+        return deleted + await self.delete_one(named)
+
+    async def _newest_unread(self, collection: AsyncCollectionReference, limit: int) -> list[Item]:
+        newest = Newest(limit)
+        async with aclosing(run_query(self.client, unread(collection))) as found:
+            async for one in found:
+                if one.document is not None:
+                    newest.add(one.document.id, one.document.data, one.document.update_time)
+        return newest.items()
+
+
+def unread(collection: AsyncCollectionReference) -> AsyncQuery:
+    """The unread ones of a collection of notifications."""
+    return collection.where(filter=FieldFilter("read", "==", False))

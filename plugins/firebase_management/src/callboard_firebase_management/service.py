@@ -1,0 +1,16 @@
+"""The namespace FIREBASE_MANAGEMENT: its groups of methods in one service, and its listener."""
+
+from __future__ import annotations
+
+from callboard_firebase_management.documents import Documents
+from callboard_firebase_management.jobs import Jobs
+from callboard_firebase_management.listener import NotificationListener
+from callboard_firebase_management.notifications import Notifications
+
+
+class FirebaseManagement(Documents, Jobs, Notifications):
+    """Firestore documents, jobs and notifications."""
+
+    namespace = "FIREBASE_MANAGEMENT"
+
+    NotificationListener = NotificationListener

@@ -1,0 +1,142 @@
+"""What every group of methods stands on: Firestore, reached by path, with our errors and our values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+from google.api_core.gapic_v1.method import DEFAULT
+from google.cloud.firestore import (
+    AsyncClient,
+    AsyncCollectionReference,
+    AsyncDocumentReference,
+    AsyncQuery,
+    Increment,
+)
+
+from callboard import Cancelled, ConfigurationError, InvalidArgs, NotFound, Service, Unavailable
+from callboard.errors import DeadlineExceeded, OutcomeUnknown
+from callboard.messages import check_identifier
+from callboard_firebase import Firebase
+from callboard_firebase.errors import translated
+from callboard_firebase.paths import collection_path, document_path, join
+
+Merge: TypeAlias = bool | Annotated[list[str], msgspec.Meta(min_length=1)] | None
+"""None or False: the document is replaced; True: fields not given stay; a list: these fields alone are written.
+Its items are field paths, `address.city`, a name with other than letters, digits and `_` in backticks."""
+
+BatchSize: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=500)]
+DELETE_BATCH = 200
+"""Documents deleted at a time where the caller has no say: well below what one commit may hold."""
+
+
+class FirestoreService(Service):
+    """Opens the app's Firebase and offers reads and writes on it."""
+
+    firebase: Firebase
+
+    async def open(self) -> None:
+        """Join the Firebase that the app's plugins share. ConfigurationError: none is configured."""
+        self.firebase = await self.host.shared(Firebase)
+        if not self.firebase.configured:
+            raise ConfigurationError(
+                "no Firebase is configured: set GOOGLE_PROJECT_ID, and FIREBASE_ADMIN_JSON or "
+                "GOOGLE_APPLICATION_CREDENTIALS (FIRESTORE_EMULATOR_HOST for an emulator)"
+            )
+
+    async def health(self) -> dict[str, Any]:
+        """One cheap read: `{"status": "ok", "firestore_ms", "listen"}`, or the error that Firestore ends it with.
+
+        `listen` is how the streams behind the listeners are doing: see `ListenStats` of callboard-firebase.
+        """
+        took_s = await self.firebase.check()
+        return {"status": "ok", "firestore_ms": round(took_s * 1000), "listen": asdict(self.firebase.listen.stats())}
+
+    @property
+    def client(self) -> AsyncClient:
+        return self.firebase.client
+
+    def document(self, path: str) -> AsyncDocumentReference:
+        return self.client.document(document_path(path))
+
+    def collection(self, path: str) -> AsyncCollectionReference:
+        return self.client.collection(collection_path(path))
+
+    def notifications(self, user_id: str) -> AsyncCollectionReference:
+        return self.client.collection(join("clients", check_identifier(user_id, "user_id"), "notifications"))
+
+    async def put(self, reference: AsyncDocumentReference, fields: Mapping[str, Any], merge: Merge = None) -> None:
+        """Write a document whether or not it exists."""
+        with writing(fields) as retry:
+            # Google's annotation says bool; its documentation, and its code, take a list of paths as well.
+            how: Any = merge or False
+            await reference.set(dict(fields), merge=how, retry=retry)
+
+    async def change(self, reference: AsyncDocumentReference, fields: Mapping[str, Any]) -> None:
+        """Alter fields, named by their paths, of a document that exists; NotFound."""
+        with writing(fields) as retry:
+            await reference.update(dict(fields), retry=retry)
+
+    async def delete_one(self, reference: AsyncDocumentReference) -> bool:
+        """Delete a document; whether there was one."""
+        try:
+            with translated():
+                await reference.delete(option=self.client.write_option(exists=True))
+        except NotFound:
+            return False
+        return True
+
+    async def delete_found(self, query: AsyncQuery, batch_size: int = DELETE_BATCH) -> int:
+        """Delete what a query ordered by `__name__` finds, batch by batch; returns how many."""
+        deleted = 0
+        page = query.select(["__name__"]).limit(batch_size)
+        while True:
+            with translated():
+                found = [snapshot.reference async for snapshot in page.stream()]
+                await self.delete_all(found)
+            deleted += len(found)
+            if len(found) < batch_size:
+                return deleted
+            # Behind the last one: going through the deleted documents again costs Firestore time.
+            page = page.start_after([found[-1]])
+
+    async def delete_all(self, references: Sequence[AsyncDocumentReference]) -> None:
+        """Delete documents in one commit, all or none; one that does not exist is no error. At most 500."""
+        if references:
+            batch = self.client.batch()
+            for reference in references:
+                batch.delete(reference)
+            with translated():
+                await batch.commit()
+
+
+@contextmanager
+def writing(fields: Mapping[str, Any]) -> Iterator[Any]:
+    """Around one write: Google's errors as ours. Yields what to pass as the write's `retry`.
+
+    Writing the same values twice ends in the same state, an increment does not: so a write that counts is not repeated
+    by Google's client, and when its end is not seen it is ABORTED with outcome "unknown", which nobody may retry.
+    """
+    counts = _counts(fields)
+    try:
+        with translated():
+            yield None if counts else DEFAULT
+    except (Unavailable, DeadlineExceeded, Cancelled) as error:
+        if counts:
+            raise OutcomeUnknown("The increment was sent; whether it took effect is not known.") from error
+        raise
+    except (ValueError, TypeError) as error:
+        # Google's client checks field paths and where sentinels stand before it sends anything.
+        raise InvalidArgs(
+            "The data cannot be written like this: check merge, field paths (a name with other than letters, digits "
+            "and _ stands in backticks), and that `delete` is used with merge or update only."
+        ) from error
+
+
+def _counts(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(_counts(item) for item in value.values())
+    return isinstance(value, Increment)
