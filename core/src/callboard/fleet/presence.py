@@ -110,7 +110,7 @@ class Presence:
         companies = encode_companies(authorized_companies_ids)
         route = check_route(backend_route)
         ttl_ms = self._ttl_ms()
-        with redis_errors():
+        with redis_errors(self._connections):
             pipeline = self._pipeline()
             # Indexed before it begins, so that the sweep finds what a crash leaves; and after, in case it was swept
             # in between.
@@ -130,8 +130,8 @@ class Presence:
     async def unregister(self, session_id: str) -> str | None:
         """End a session; the user's others live on. Returns the user, or None when there is no such session."""
         check_identifier(session_id, "session_id")
-        with redis_errors():
-            owner = await self._connections.commands.get(session_key(session_id))
+        with redis_errors(self._connections):
+            owner: bytes | None = await self._connections.commands.get(session_key(session_id))  # type: ignore[assignment]
             if owner is None:
                 return None
             uid = owner.decode()
@@ -153,7 +153,7 @@ class Presence:
         if not session_ids:
             return set()
         ttl_ms = self._ttl_ms()
-        with redis_errors():
+        with redis_errors(self._connections):
             owners = self._pipeline()
             for session_id in session_ids:
                 owners.get(session_key(session_id))
@@ -219,7 +219,7 @@ class Presence:
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidArgs(f"limit must be between 1 and {MAX_PAGE}")
         after = "-" if cursor is None else f"({check_identifier(cursor, 'cursor')}"
-        with redis_errors():
+        with redis_errors(self._connections):
             following, users = await self._run(lua.INDEX_PAGE, _INDEX, after, limit)
         return Page([uid.decode() for uid in users], following.decode() or None)
 
@@ -237,7 +237,7 @@ class Presence:
         pipeline = self._pipeline()
         for uid in uids:
             pipeline.eval(lua.READ_ACCESS, 2, *UserKeys.of(check_identifier(uid)))
-        with redis_errors():
+        with redis_errors(self._connections):
             answers = await pipeline.execute()
         found = {}
         for uid, (sessions, companies) in zip(uids, answers, strict=True):
@@ -247,7 +247,7 @@ class Presence:
 
     async def _read(self, uid: str) -> tuple[dict[str, int], dict[str, str]]:
         check_identifier(uid)
-        with redis_errors():
+        with redis_errors(self._connections):
             scored, fields = await self._run(lua.READ, UserKeys.of(uid))
         names = [text.decode() for text in fields]
         expiries = {scored[i].decode(): int(scored[i + 1]) for i in range(0, len(scored), 2)}
@@ -261,7 +261,7 @@ class Presence:
         Runs by itself every `sweep_interval_s`.
         """
         for _ in range(_SWEEP_BATCHES):
-            with redis_errors():
+            with redis_errors(self._connections):
                 online, due = await self._run(lua.INDEX_DUE, _INDEX, _SWEEP_BATCH)
                 self._telemetry.metrics.presence_users.set(online)
                 pipeline = self._pipeline()

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from msgspec import Raw
+from support import MakeSettings, Recorded
+
+from callboard.connections import Connections
+from callboard.errors import DeadlineExceeded, KeyReused, OutcomeUnknown, Unavailable
+from callboard.messages import Call, ErrorBody, new_id
+from callboard.rpc.idempotency import MAX_ANSWER_BYTES, Claim, Idempotency, StoredAnswer, fingerprint_of, record_of
+from callboard_local import ValkeyServer
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def records(make_settings: MakeSettings, connections: Connections, recorded: Recorded) -> Idempotency:
+    return Idempotency(make_settings(), connections, recorded.telemetry)
+
+
+@pytest.fixture
+async def brief(make_settings: MakeSettings, connections: Connections, recorded: Recorded) -> Idempotency:
+    """Its leases last a tenth of a second and nobody renews them: an owner that died."""
+    return Idempotency(make_settings(), connections, recorded.telemetry, lease_ttl_s=0.1)
+
+
+@pytest.fixture
+async def kept(make_settings: MakeSettings, connections: Connections, recorded: Recorded) -> AsyncIterator[Idempotency]:
+    """As brief, with its keeper running: an owner that lives."""
+    async with Idempotency(make_settings(), connections, recorded.telemetry, lease_ttl_s=0.3) as opened:
+        yield opened
+
+
+async def claim(
+    records: Idempotency, record: str, fingerprint: str = "f", *, retry_safe: bool = False, within_s: float = 5
+) -> Claim | StoredAnswer:
+    return await records.claim(record, fingerprint, retry_safe=retry_safe, deadline=time.monotonic() + within_s)
+
+
+async def owned(records: Idempotency, record: str) -> Claim:
+    claimed = await claim(records, record)
+    assert isinstance(claimed, Claim)
+    return claimed
+
+
+async def until_expired(connections: Connections, record: str) -> None:
+    key = f"callboard:idem:{record}"
+    while True:
+        expires = int(await connections.commands.hget(key, "expires") or 0)
+        seconds, micros = await connections.commands.time()
+        if seconds * 1000 + micros // 1000 > expires:
+            return
+        await asyncio.sleep(0.01)
+
+
+async def test_a_finished_call_is_replayed(records: Idempotency) -> None:
+    record = new_id()
+    await records.finish(await owned(records, record), StoredAnswer(True, data=Raw(b'"job1"')))
+    stored = await claim(records, record)
+    assert isinstance(stored, StoredAnswer)
+    assert bytes(stored.data) == b'"job1"'  # type: ignore[arg-type]
+
+
+async def test_a_failure_is_replayed_too(records: Idempotency) -> None:
+    record = new_id()
+    error = ErrorBody("NOT_FOUND", "gone", details={"a": 1})
+    await records.finish(await owned(records, record), StoredAnswer(False, error=error))
+    stored = await claim(records, record)
+    assert isinstance(stored, StoredAnswer)
+    assert stored.error == error
+
+
+async def test_a_duplicate_waits_for_the_first_and_gets_its_answer(records: Idempotency) -> None:
+    record = new_id()
+    first = await owned(records, record)
+    second = asyncio.create_task(claim(records, record))
+    await asyncio.wait({second}, timeout=0.1)
+    assert not second.done()
+    await records.finish(first, StoredAnswer(True, data=Raw(b"1")))
+    stored = await second
+    assert isinstance(stored, StoredAnswer)
+
+
+async def test_a_duplicate_waits_no_longer_than_its_own_deadline(records: Idempotency) -> None:
+    record = new_id()
+    await owned(records, record)
+    with pytest.raises(DeadlineExceeded):
+        await claim(records, record, within_s=0.05)
+
+
+async def test_of_a_hundred_at_once_one_runs(records: Idempotency) -> None:
+    record = new_id()
+    tasks = [asyncio.create_task(claim(records, record)) for _ in range(100)]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    first = next(iter(done)).result()
+    assert isinstance(first, Claim)
+    await records.finish(first, StoredAnswer(True, data=Raw(b"1")))
+    results = await asyncio.gather(*tasks)
+    assert sum(isinstance(result, Claim) for result in results) == 1
+
+
+@pytest.mark.parametrize("finished", [True, False])
+async def test_the_same_key_with_other_arguments_is_refused(records: Idempotency, finished: bool) -> None:
+    record = new_id()
+    first = await owned(records, record)
+    if finished:
+        await records.finish(first, StoredAnswer(True, data=Raw(b"1")))
+    with pytest.raises(KeyReused):
+        await claim(records, record, "other")
+
+
+async def test_a_call_that_never_began_is_forgotten(records: Idempotency) -> None:
+    record = new_id()
+    await records.forget(await owned(records, record))
+    await owned(records, record)
+
+
+async def test_a_dead_owner_leaves_an_unknown_outcome(brief: Idempotency, connections: Connections) -> None:
+    record = new_id()
+    await owned(brief, record)
+    await until_expired(connections, record)
+    with pytest.raises(OutcomeUnknown):
+        await claim(brief, record)
+    assert await connections.commands.pttl(f"callboard:idem:{record}") > 0
+
+
+async def test_a_dead_owners_retry_safe_call_runs_again(brief: Idempotency, connections: Connections) -> None:
+    record = new_id()
+    late = await owned(brief, record)
+    await until_expired(connections, record)
+    again = await claim(brief, record, retry_safe=True)
+    assert isinstance(again, Claim)
+    await brief.finish(late, StoredAnswer(True, data=Raw(b'"late"')))  # not the owner's any more: not stored
+    await brief.finish(again, StoredAnswer(True, data=Raw(b'"again"')))
+    stored = await claim(brief, record)
+    assert isinstance(stored, StoredAnswer)
+    assert bytes(stored.data) == b'"again"'  # type: ignore[arg-type]
+
+
+async def test_a_living_owner_keeps_its_lease(kept: Idempotency, connections: Connections) -> None:
+    record = new_id()
+    await owned(kept, record)
+    first = int(await connections.commands.hget(f"callboard:idem:{record}", "expires") or 0)
+    with pytest.raises(DeadlineExceeded):  # it outlives three leases: never unknown, never run again
+        await claim(kept, record, within_s=1.0)
+    assert int(await connections.commands.hget(f"callboard:idem:{record}", "expires") or 0) > first
+
+
+async def test_a_running_record_has_no_redis_ttl_and_a_finished_one_has(
+    records: Idempotency, connections: Connections
+) -> None:
+    record = new_id()
+    first = await owned(records, record)
+    assert await connections.commands.pttl(f"callboard:idem:{record}") == -1
+    await records.finish(first, StoredAnswer(True, data=Raw(b"1")))
+    assert 0 < await connections.commands.pttl(f"callboard:idem:{record}") <= 900_000
+
+
+async def test_the_sweep_settles_what_dead_owners_left(brief: Idempotency, connections: Connections) -> None:
+    record, living = new_id(), new_id()
+    await owned(brief, record)
+    await until_expired(connections, record)
+    await owned(brief, living)
+    while await connections.commands.zscore("callboard:idem-running", record) is not None:
+        await brief.sweep()
+    assert await connections.commands.pttl(f"callboard:idem:{record}") > 0
+
+
+async def test_a_repeated_claim_and_finish_are_harmless(records: Idempotency, connections: Connections) -> None:
+    """A lost reply makes the client send a script twice."""
+    record = new_id()
+    first = await records._ask_claim(record, "f", "me", False)
+    assert first == await records._ask_claim(record, "f", "me", False) == ("claimed",)
+    mine = Claim(record, "me", time.monotonic())
+    await records.finish(mine, StoredAnswer(True, data=Raw(b"1")))
+    await records.finish(mine, StoredAnswer(True, data=Raw(b"2")))
+    stored = await claim(records, record)
+    assert isinstance(stored, StoredAnswer)
+    assert bytes(stored.data) == b"1"  # type: ignore[arg-type]
+
+
+async def test_a_huge_answer_is_not_kept(records: Idempotency) -> None:
+    record = new_id()
+    answer = StoredAnswer(True, data=Raw(b'"' + b"x" * MAX_ANSWER_BYTES + b'"'))
+    await records.finish(await owned(records, record), answer)
+    stored = await claim(records, record)
+    assert isinstance(stored, StoredAnswer)
+    assert not stored.kept
+
+
+async def test_without_redis_nothing_is_claimed(
+    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+    async with Connections(settings, recorded.telemetry) as connections:
+        records = Idempotency(settings, connections, recorded.telemetry)
+        await owned(records, new_id())  # negative control: with it, it is
+        await own_valkey.kill()
+        with pytest.raises(Unavailable):
+            await claim(records, new_id())
+
+
+def test_the_scope_is_caller_user_method_and_key() -> None:
+    call = Call(method="A.b", user_id="u", idempotency_key="k")
+    base = record_of("service", call, "A.b")
+    assert base == record_of("service", call, "A.b")
+    assert base != record_of("other", call, "A.b")
+    assert base != record_of("service", Call(method="A.b", user_id="v", idempotency_key="k"), "A.b")
+    assert base != record_of("service", Call(method="A.b", user_id="u", idempotency_key="l"), "A.b")
+    assert base != record_of("service", call, "A.c")
+
+
+def test_the_fingerprint_does_not_depend_on_spelling() -> None:
+    one = Call(method="A.b", args=Raw(b'[{"a":1, "b" : 2}]'))
+    other = Call(method="A.b", args=Raw(b'[ {"b":2,"a":1} ]'))
+    assert fingerprint_of(one) == fingerprint_of(other)
+    assert fingerprint_of(one) != fingerprint_of(Call(method="A.b", args=Raw(b'[{"a":1,"b":3}]')))
