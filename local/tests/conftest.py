@@ -1,0 +1,221 @@
+"""The Firestore contract suite runs, unchanged, against every implementation.
+
+`embedded` is ours. `google` is Google's own emulator, which judges both the tests and us: run it with
+`pytest -m emulator local/tests` after installing the packages `google-cloud-cli-firestore-emulator` and a JRE.
+"""
+
+import asyncio
+import itertools
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from callboard_local.child import Child
+from callboard_local.server import free_port
+from google.cloud import firestore
+from google.cloud.firestore_v1.types import ListenRequest, Target, TargetChange
+
+WAIT_S = 15.0
+
+_SDK_FOLDERS = (
+    "/usr/lib/google-cloud-sdk",
+    "/usr/share/google-cloud-sdk",
+    "/opt/google-cloud-sdk",
+    "~/google-cloud-sdk",
+)
+_JAR = "platform/cloud-firestore-emulator/cloud-firestore-emulator.jar"
+_MAIN_CLASS = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def google_emulator() -> Iterator[str]:
+    """The address of Google's emulator, started for the session."""
+    java = shutil.which("java")
+    jars = [jar for folder in _SDK_FOLDERS if (jar := Path(folder, _JAR).expanduser()).is_file()]
+    if java is None or not jars:
+        pytest.fail("install the packages google-cloud-cli-firestore-emulator and default-jre-headless")
+    address = f"127.0.0.1:{free_port()}"
+    host, _, port = address.partition(":")
+    command = [java, "-Xmx512m", "-Duser.language=en", "-cp", str(jars[0]), _MAIN_CLASS]
+    child = Child([*command, "start", f"--host={host}", f"--port={port}"], name="emulator", ready="is now running")
+    child.start(timeout_s=60)
+    yield address
+    child.stop()
+
+
+@pytest.fixture(scope="session", params=["embedded", pytest.param("google", marks=pytest.mark.emulator)])
+def implementation(request: pytest.FixtureRequest) -> str:
+    """Which Firestore a contract test talks to."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def address(implementation: str, request: pytest.FixtureRequest) -> str:
+    if implementation == "embedded":
+        return str(request.getfixturevalue("firestore_server").address)
+    return str(request.getfixturevalue("google_emulator"))
+
+
+@pytest.fixture
+def client(address: str, firestore_project: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[firestore.Client]:
+    """Google's client on an empty Firestore of its own."""
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", address)
+    client = firestore.Client(project=firestore_project)
+    yield client
+    client._firestore_api.transport.close()
+
+
+@pytest.fixture
+async def async_client(
+    address: str, firestore_project: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[firestore.AsyncClient]:
+    """Google's asynchronous client on an empty Firestore of its own."""
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", address)
+    client = firestore.AsyncClient(project=firestore_project)
+    yield client
+    await client._firestore_api.transport.close()
+
+
+@pytest.fixture
+async def listening(async_client: firestore.AsyncClient) -> AsyncIterator[Callable[[], "Listening"]]:
+    """Opens streams on the client: `stream = listening()`."""
+    streams: list[Listening] = []
+
+    def open_stream() -> Listening:
+        streams.append(Listening(async_client))
+        return streams[-1]
+
+    yield open_stream
+    for stream in streams:
+        await stream.close()
+
+
+class Listening:
+    """One Listen stream, folded: what each target consists of at the last consistent moment."""
+
+    def __init__(self, client: firestore.AsyncClient) -> None:
+        self.client = client
+        self.snapshots: list[dict[int, dict[str, Any]]] = []
+        """After every consistent moment: by target, by path, the fields."""
+        self.messages: list[Any] = []
+        self.removed: dict[int, str] = {}
+        """Targets that the server removed, and why."""
+        self.resume_token = b""
+        self._root = f"{client._database_string}/documents"
+        self._targets: dict[int, dict[str, Any]] = {}
+        self._requests: asyncio.Queue[ListenRequest | None] = asyncio.Queue()
+        self._news = asyncio.Condition()
+        self._ids = itertools.count(1)
+        self._reader = asyncio.create_task(self._read())
+
+    def add_query(self, query: Any, **options: Any) -> int:
+        """Follow a query; the id of the target."""
+        parent = query._parent._parent_info()[0]
+        return self._add(query={"parent": parent, "structured_query": query._to_protobuf()}, **options)
+
+    def add_documents(self, *paths: str, **options: Any) -> int:
+        """Follow documents; the id of the target."""
+        return self._add(documents={"documents": [f"{self._root}/{path}" for path in paths]}, **options)
+
+    def _add(self, target_id: int | None = None, **target: Any) -> int:
+        target_id = target_id if target_id is not None else next(self._ids)
+        self.send(add_target=Target(target_id=target_id, **target))
+        return target_id
+
+    def send(self, **change: Any) -> None:
+        self._requests.put_nowait(ListenRequest(database=self.client._database_string, **change))
+
+    def half_close(self) -> None:
+        self._requests.put_nowait(None)
+
+    async def until(self, condition: Callable[[dict[int, dict[str, Any]]], bool]) -> dict[int, dict[str, Any]]:
+        """Wait for a consistent moment that meets the condition; its state."""
+        await self.until_true(lambda: bool(self.snapshots) and condition(self.snapshots[-1]))
+        return self.snapshots[-1]
+
+    async def until_true(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition that some message makes true."""
+
+        def over() -> bool:
+            if self._reader.done() and not condition():
+                self._reader.result()  # the error that ended the stream, if it was one
+                raise AssertionError("the stream ended")
+            return condition()
+
+        async with asyncio.timeout(WAIT_S), self._news:
+            await self._news.wait_for(over)
+
+    async def ended(self) -> None:
+        """Wait for the end of the stream; raises the error it ended with."""
+        await asyncio.wait_for(asyncio.shield(self._reader), WAIT_S)
+
+    async def close(self) -> None:
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
+
+    async def _requests_sent(self) -> AsyncIterator[ListenRequest]:
+        while (request := await self._requests.get()) is not None:
+            yield request
+
+    async def _read(self) -> None:
+        try:
+            stream = await self.client._firestore_api.listen(
+                requests=self._requests_sent(), metadata=self.client._rpc_metadata
+            )
+            async for response in stream:
+                async with self._news:
+                    self._fold(response._pb)
+                    self._news.notify_all()
+        finally:
+            async with self._news:
+                self._news.notify_all()
+
+    def _fold(self, response: Any) -> None:
+        self.messages.append(response)
+        match response.WhichOneof("response_type"):
+            case "document_change":
+                change = response.document_change
+                for target_id in change.target_ids:
+                    self._targets[target_id][self._path(change.document.name)] = _plain(change.document.fields)
+                self._forget(change.document.name, change.removed_target_ids)
+            case "document_delete":
+                self._forget(response.document_delete.document, response.document_delete.removed_target_ids)
+            case "document_remove":
+                self._forget(response.document_remove.document, response.document_remove.removed_target_ids)
+            case "target_change":
+                self._fold_target_change(response.target_change)
+
+    def _fold_target_change(self, change: Any) -> None:
+        kinds = TargetChange.TargetChangeType
+        if change.resume_token:
+            self.resume_token = change.resume_token
+        for target_id in change.target_ids:
+            if change.target_change_type in {kinds.ADD, kinds.RESET}:
+                self._targets[target_id] = {}
+            elif change.target_change_type == kinds.REMOVE:
+                del self._targets[target_id]
+                self.removed[target_id] = change.cause.message
+        if change.target_change_type == kinds.NO_CHANGE and not change.target_ids:
+            self.snapshots.append({target_id: dict(state) for target_id, state in self._targets.items()})
+
+    def _forget(self, name: str, target_ids: Any) -> None:
+        for target_id in target_ids:
+            self._targets[target_id].pop(self._path(name), None)
+
+    def _path(self, name: str) -> str:
+        return name.removeprefix(f"{self._root}/")
+
+
+def _plain(fields: Any) -> dict[str, Any]:
+    return {
+        name: getattr(value, value.WhichOneof("value_type"))
+        for name, value in fields.items()
+        if value.WhichOneof("value_type") in {"integer_value", "string_value", "boolean_value", "double_value"}
+    }
