@@ -131,7 +131,7 @@ class Presence:
         """End a session; the user's others live on. Returns the user, or None when there is no such session."""
         check_identifier(session_id, "session_id")
         with redis_errors(self._connections):
-            owner: bytes | None = await self._connections.commands.get(session_key(session_id))  # type: ignore[assignment]
+            owner: Any = await self._connections.commands.get(session_key(session_id))
             if owner is None:
                 return None
             uid = owner.decode()
