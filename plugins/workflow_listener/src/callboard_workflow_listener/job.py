@@ -1,0 +1,93 @@
+"""A job's watched values: what is read from its documents, and how two states of it differ.
+
+    before = read_job(document.data)
+    after = read_job(newer.data)
+    differences(before.invoice, after.invoice)      # {"currency": "EUR", "dueDate": None}
+
+A value that is absent or null is no value: it is left out of a state, and its loss is a difference to `None`. What does
+not have the expected shape (a counter that is text, a map that is a list) counts as absent too, so that one malformed
+document never costs the others their events.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from callboard import InvalidArgs
+from callboard_firebase.values import to_wire
+
+INVOICE_FIELDS = frozenset(
+    {
+        "invoiceReference",
+        "recipient",
+        "invoiceDescription",
+        "totalAmountDueVATExcluded",
+        "totalAmountDueVATIncluded",
+        "VATAmount",
+        "recipientAddress",
+        "dueDate",
+        "sender",
+        "invoiceDate",
+        "currency",
+        "VATPercentages",
+        "sender_country",
+        "account_number",
+        "account_name",
+    }
+)
+STEPS = "APBookeeper_step_status"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Watched values as the wire shows them: `invoice` by field name, `steps` by step name."""
+
+    invoice: dict[str, Any] = field(default_factory=dict)
+    steps: dict[str, int | float] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.invoice or self.steps)
+
+
+def read_job(document: Mapping[str, Any] | None, older: Mapping[str, Any] | None = None) -> Job:
+    """The watched values of `task_manager/{job_id}`, its data given as Google's client reads it.
+
+    `older` is the data of the sub-document `document/initial_data`, where older writers keep the invoice; where both
+    have a field, the job's own document wins.
+    """
+    inside = _map(_map(document).get("document")).get("initial_data")
+    return Job(invoice={**read_invoice(older), **read_invoice(inside)}, steps=_counters(_map(document).get(STEPS)))
+
+
+def read_invoice(fields: object) -> dict[str, Any]:
+    """The watched fields of an invoice map, converted for the wire."""
+    found = {name: _wire(value) for name, value in _map(fields).items() if name in INVOICE_FIELDS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The names whose values differ, with the new value; `None` for those that are gone."""
+    changed = {name: value for name, value in after.items() if name not in before or before[name] != value}
+    return changed | {name: None for name in before if name not in after}
+
+
+def _counters(steps: object) -> dict[str, int | float]:
+    return {
+        str(step): count
+        for step, count in _map(steps).items()
+        if isinstance(count, int | float) and not isinstance(count, bool) and math.isfinite(count)
+    }
+
+
+def _wire(value: object) -> Any:
+    try:
+        return to_wire(value)
+    except InvalidArgs:
+        return None  # it has no form in JSON
+
+
+def _map(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

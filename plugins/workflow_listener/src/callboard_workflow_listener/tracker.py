@@ -1,0 +1,130 @@
+"""What one user's workflow events are computed from: the jobs' documents and the values last told.
+
+A job is told as a whole (`workflow.sync`) the first time it is seen, and when it comes into being or goes; after that
+only what changed is. The tracker lives in the listener, so it goes when the user does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from heapq import nlargest
+from typing import Any, Literal
+
+from callboard import Event, event_id
+from callboard_firebase import Batch, Document
+from callboard_workflow_listener.job import STEPS, Job, differences, read_job
+
+MAX_SYNCED = 200
+"""Jobs told as a whole when listening to a collection begins: the most recently updated. An older one is told as a
+whole when it changes."""
+
+Part = Literal["job", "older"]
+"""The job's own document, and the sub-document where older writers keep the invoice."""
+
+
+@dataclass(slots=True)
+class _Tracked:
+    documents: dict[Part, Document | None] = field(default_factory=dict)
+    """A part is missing while it is not known whether its document exists."""
+    read_times: dict[Part, datetime] = field(default_factory=dict)
+    told: Job | None = None
+    existed: bool = False
+
+
+class Tracker:
+    def __init__(self, uid: str) -> None:
+        self.uid = uid
+        self._jobs: dict[str, _Tracked] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def clear(self) -> None:
+        self._jobs.clear()
+
+    def forget(self, job_id: str) -> None:
+        self._jobs.pop(job_id, None)
+
+    def take_collection(self, batch: Batch) -> list[Event]:
+        """The events of a batch of the whole collection."""
+        present = [change.document for change in batch.changes if change.kind != "removed"]
+        removed = [change.document for change in batch.changes if change.kind == "removed"]
+        events = []
+        for document in most_recent(present) if batch.initial else present:
+            events += self._take(document.id, {"job": document, "older": None}, batch.read_time)
+        for document in removed:
+            if document.id in self._jobs:
+                events += self._take(document.id, {"job": None, "older": None}, batch.read_time)
+                self.forget(document.id)
+        return events
+
+    def take_document(self, job_id: str, part: Part, batch: Batch) -> list[Event]:
+        """The events of a batch of one of a watched job's two documents; there are none until both are known."""
+        return self._take(job_id, {part: next(iter(batch.documents.values()), None)}, batch.read_time)
+
+    def _take(self, job_id: str, parts: dict[Part, Document | None], read_time: datetime) -> list[Event]:
+        tracked = self._jobs.setdefault(job_id, _Tracked())
+        before = dict(tracked.documents)
+        tracked.documents.update(parts)
+        tracked.read_times.update(dict.fromkeys(parts, read_time))
+        if len(tracked.documents) < 2:
+            return []
+        job, older = tracked.documents["job"], tracked.documents["older"]
+        told, tracked.told = tracked.told, read_job(_data(job), _data(older))
+        existed, tracked.existed = tracked.existed, bool(job or older)
+        if told is None or existed != tracked.existed:
+            return [sync_event(self.uid, job_id, job, older, as_of=min(tracked.read_times.values()))]
+        events = []
+        for part, document in parts.items():
+            if (cause := document or before.get(part)) is not None:
+                version = [cause.path, cause.update_time.isoformat(), *([] if document else ["gone"])]
+                events += self._changes(job_id, told, tracked.told, version, iso(cause.update_time) if document else "")
+        return events
+
+    def _changes(self, job_id: str, before: Job, after: Job, version: Iterable[str], timestamp: str) -> list[Event]:
+        payloads: dict[str, dict[str, Any]] = {}
+        if invoice := differences(before.invoice, after.invoice):
+            payloads["workflow.invoice_update"] = {"invoice_changes": invoice}
+        if steps := differences(before.steps, after.steps):
+            payloads["workflow.step_update"] = {"step_changes": {STEPS: steps}}
+        # The time is the source's own, as `as_of` is, so that a reader can compare the two.
+        return [
+            Event(
+                id=event_id(*version, kind),
+                type=kind,
+                uid=self.uid,
+                job_id=job_id,
+                timestamp=timestamp,
+                payload=payload,
+            )
+            for kind, payload in payloads.items()
+        ]
+
+
+def most_recent(documents: list[Document]) -> list[Document]:
+    """At most `MAX_SYNCED` of them, the one updated last first."""
+    return nlargest(MAX_SYNCED, documents, key=lambda document: document.update_time)
+
+
+def sync_event(uid: str, job_id: str, job: Document | None, older: Document | None, *, as_of: datetime) -> Event:
+    """A job's `workflow.sync`; its maps are empty when neither document exists."""
+    values = read_job(_data(job), _data(older))
+    versions = [f"{document.path} {document.update_time.isoformat()}" for document in (job, older) if document]
+    return Event(
+        id=event_id(*(versions or [uid, job_id, as_of.isoformat()]), "workflow.sync"),
+        type="workflow.sync",
+        uid=uid,
+        job_id=job_id,
+        payload={"job_id": job_id, "invoice": values.invoice, "steps": values.steps},
+        as_of=iso(as_of),
+    )
+
+
+def iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _data(document: Document | None) -> dict[str, Any] | None:
+    return document.data if document else None
