@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import hiredis
 from redis import exceptions as redis
@@ -31,6 +31,17 @@ class PlainOrTlsConnection(Connection):
         arguments = dict(super()._connection_arguments())
         return arguments if self._tls is None else {**arguments, "ssl": self._tls}
 
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        # A connection that the server closed while it lay in the pool. redis-py's cluster client does not look, and a
+        # command without a retry would fail.
+        if self._reader is not None and (self._reader.at_eof() or self._reader.exception() is not None):
+            await self.disconnect(nowait=True)
+        await super().send_packed_command(command, check_health)
+
+    def abort(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+
     def write(self, data: bytes) -> None:
         if self._writer is None:
             raise redis.ConnectionError("The connection is closed.")
@@ -56,11 +67,13 @@ class Subscriber:
         self._connection = connection
         self._replies = hiredis.Reader(notEnoughData=Ellipsis)
 
-    async def __aenter__(self) -> Self:
+    async def connect(self) -> None:
+        """Open it. A redis ConnectionError or TimeoutError says why not."""
         await self._connection.connect()  # type: ignore[no-untyped-call]
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
+        """Drop it at once, unsent bytes included: the peer may be hung."""
+        self._connection.abort()
         await self._connection.disconnect(nowait=True)
 
     def send(self, *commands: tuple[str, str]) -> None:
@@ -129,6 +142,12 @@ class BoundedCluster(RedisCluster):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         return await self._bounds.run(super().execute_command, *args, **options)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        # redis-py leaves the sockets open when the client was about to look at the cluster anew.
+        await self.nodes_manager.aclose()
+        await self.nodes_manager.aclose("startup_nodes")
 
     def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:
         pipe = _ClusterPipeline(self, transaction)  # type: ignore[abstract]  # its attribute is set in __init__
