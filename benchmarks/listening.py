@@ -24,7 +24,7 @@ async def dev_service() -> AsyncIterator[int]:
     """`callboard dev` in a process of its own: its port."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "callboard.cli", "dev", "--port", str(port), stdout=subprocess.DEVNULL
+        sys.executable, "-m", "callboard", "dev", "--port", str(port), stdout=subprocess.DEVNULL
     )
     try:
         async with httpx.AsyncClient() as client:

@@ -1,4 +1,4 @@
-"""`POST /rpc` on an echo method, everything on, beside servers that only parse and echo. Server on one core, load on another."""
+"""`POST /rpc` on an echo method, everything on, beside servers that only parse and echo."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The contenders of the RPC benchmark: `python -m benchmarks.servers NAME PORT CPU`. Each answers `POST /rpc` with JSON."""
+"""The contenders of the RPC benchmark, each answering `POST /rpc`: `python -m benchmarks.servers NAME PORT CPU`."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -72,4 +71,3 @@ def main(name: str, port: int, cpu: int) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
-    asyncio.set_event_loop(None)
