@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import logging
+import socket
+
+import pytest
+from support import Recorded
+
+from callboard.errors import ConfigurationError
+from callboard.server import LibraryLogs, QueryStringFilter, listen, without_query
+
+
+def test_a_taken_port_is_a_clear_error() -> None:
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"127.0.0.1:{port}.*--port"):
+            listen("127.0.0.1", port)
+
+
+def test_a_stalled_peer_is_dropped_by_the_kernel() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (
+            '127.0.0.1:5 - "WebSocket /ws?uid=demo&ticket=s3cret" [accepted]',
+            '127.0.0.1:5 - "WebSocket /ws?…" [accepted]',
+        ),
+        ("is it ready?", "is it ready?"),
+        ("GET /healthz", "GET /healthz"),
+    ],
+)
+def test_query_strings_are_not_logged(line: str, shown: str) -> None:
+    assert without_query(line) == shown
+    record = logging.LogRecord("uvicorn.error", logging.INFO, "", 0, "%s", (line,), None)
+    assert QueryStringFilter().filter(record)
+    assert record.getMessage() == shown
+
+
+def test_lines_of_libraries_become_records_without_tracebacks(recorded: Recorded) -> None:
+    handler = LibraryLogs(recorded.telemetry)
+    try:
+        raise ValueError("s3cret")
+    except ValueError as error:
+        caught = (type(error), error, error.__traceback__)
+    handler.handle(
+        logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "Exception in ASGI application", (), caught)
+    )
+    (line,) = recorded.lines("library")
+    assert (line["logger"], line["error"], line["level"]) == ("uvicorn.error", "ValueError", "error")
+    assert "s3cret" not in recorded.text
