@@ -173,6 +173,8 @@ class Stream:
             conversation.end()
             if call is not None:
                 call.cancel()
+                # Its last events are still on their way; they would find the loop gone at a shutdown.
+                await call.code()
         return _End(status, error, suspects, left=self._hung_up is StatusCode.OK)
 
     # -- judging

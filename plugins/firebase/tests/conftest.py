@@ -1,0 +1,84 @@
+"""Real servers over real sockets: the embedded Firestore, and a Listen server that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+from google.cloud.firestore import AsyncClient
+
+from callboard_firebase import Batch, Firebase, FirebaseSettings, ListenEngine, ListenOptions
+from callboard_local.firestore_process import FirestoreProcess
+
+from .google_emulator import google_emulator
+
+
+@dataclass(frozen=True)
+class Listening:
+    """A client and an engine with figures small enough for a test."""
+
+    client: AsyncClient
+    engine: ListenEngine
+
+
+QUICK = ListenOptions(backoff_base_s=0.02, backoff_cap_s=0.2, reopens=100, reopens_window_s=1.0, silence_timeout_s=10)
+
+
+async def take(batches: AsyncIterator[Batch]) -> Batch:
+    """The next batch; a test that waits for one in vain fails here."""
+    async with asyncio.timeout(20):
+        return await anext(batches)
+
+
+async def until(batches: AsyncIterator[Batch], reached: Callable[[Batch], bool]) -> list[Batch]:
+    """All batches up to the first for which `reached` holds."""
+    seen = [await take(batches)]
+    while not reached(seen[-1]):
+        seen.append(await take(batches))
+    return seen
+
+
+@asynccontextmanager
+async def listening(address: str, project: str, options: ListenOptions = QUICK) -> AsyncIterator[Listening]:
+    """A connection of its own to the server at `address`."""
+    async with (
+        Firebase(FirebaseSettings(project_id=project, emulator_host=address)) as firebase,
+        ListenEngine(firebase.client, options) as engine,
+    ):
+        yield Listening(firebase.client, engine)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def one_event_loop(anyio_backend: str) -> None:
+    """All tests share a loop, as a service does: gRPC delivers a cancelled call's last events a moment later."""
+
+
+@pytest.fixture(scope="session")
+def google_emulator_address() -> Iterator[str]:
+    with google_emulator() as address:
+        yield address
+
+
+@pytest.fixture(params=["embedded", pytest.param("google", marks=pytest.mark.emulator)])
+def firestore_address(request: pytest.FixtureRequest) -> str:
+    """A Firestore server: the embedded one, and Google's emulator, which is right where they differ."""
+    if request.param == "google":
+        address: str = request.getfixturevalue("google_emulator_address")
+        return address
+    server: FirestoreProcess = request.getfixturevalue("firestore_server")
+    return server.address
+
+
+@pytest.fixture
+async def firestore(firestore_address: str, firestore_project: str) -> AsyncIterator[Listening]:
+    """An empty Firestore, and an engine that listens to it."""
+    async with listening(firestore_address, firestore_project) as opened:
+        yield opened

@@ -1,0 +1,70 @@
+"""Back-off: full jitter, a cap, a ceiling per window."""
+
+from __future__ import annotations
+
+from callboard_firebase.listen.backoff import Backoff
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def attempts(backoff: Backoff, clock: Clock, until: float) -> list[float]:
+    """When a server that always refuses is asked again."""
+    times = []
+    while clock.now < until:
+        clock.now += backoff.delay()
+        times.append(clock.now)
+    return times
+
+
+def test_delays_double_up_to_the_cap() -> None:
+    backoff = Backoff(base_s=1, cap_s=60, per_window=100, clock=Clock(), jitter=lambda: 1.0)
+    assert [backoff.delay() for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_jitter_covers_the_whole_range() -> None:
+    for drawn in (0.0, 0.25, 1.0):
+        backoff = Backoff(base_s=8, cap_s=60, clock=Clock(), jitter=lambda drawn=drawn: drawn)  # type: ignore[misc]
+        assert backoff.delay() == 8 * drawn
+
+
+def test_reset_starts_again_and_saturate_goes_to_the_cap() -> None:
+    backoff = Backoff(base_s=1, cap_s=60, per_window=100, clock=Clock(), jitter=lambda: 1.0)
+    backoff.delay()
+    backoff.delay()
+    backoff.reset()
+    assert backoff.delay() == 1
+    backoff.saturate()
+    assert backoff.delay() == 60
+
+
+def test_no_minute_holds_more_than_ten_attempts_whatever_the_jitter() -> None:
+    clock = Clock()
+    backoff = Backoff(base_s=1, cap_s=60, clock=clock, jitter=lambda: 0.0)
+    times = attempts(backoff, clock, 600)
+    assert max(sum(start <= time < start + 60 for time in times) for start in times) == 10
+
+
+def test_success_between_the_failures_does_not_lift_the_ceiling() -> None:
+    clock = Clock()
+    backoff = Backoff(base_s=1, cap_s=60, clock=clock, jitter=lambda: 0.0)
+    delays = []
+    for _ in range(11):
+        backoff.reset()
+        delays.append(backoff.delay())
+    assert delays == [0.0] * 10 + [60.0]
+
+
+def test_without_the_ceiling_the_same_jitter_would_spin() -> None:
+    backoff = Backoff(base_s=1, cap_s=60, per_window=10_000, clock=Clock(), jitter=lambda: 0.0)
+    assert sum(backoff.delay() for _ in range(1_000)) == 0
+
+
+def test_many_failures_stay_finite() -> None:
+    backoff = Backoff(base_s=1, cap_s=60, per_window=1, window_s=0, clock=Clock(), jitter=lambda: 1.0)
+    for _ in range(5_000):
+        assert backoff.delay() <= 60

@@ -1,0 +1,105 @@
+"""The consumer's end: coalescing, order, errors."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from callboard.errors import Unavailable
+from callboard_firebase import Batch, Document
+from callboard_firebase.listen.watch import Watch
+
+from .conftest import take
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2025, 9, 20, tzinfo=UTC)
+
+
+def document(name: str, version: int) -> Document:
+    return Document(f"notes/{name}", name, {"version": version}, NOW, NOW + timedelta(seconds=version))
+
+
+def state(**versions: int) -> dict[str, Document]:
+    return {f"notes/{name}": document(name, version) for name, version in versions.items()}
+
+
+def update(watch: Watch, **versions: int) -> None:
+    """A new state; every document of the old and the new one may have changed."""
+    documents = state(**versions)
+    watch.update(documents, watch.documents.keys() | documents.keys(), NOW)
+
+
+def summary(batch: Batch) -> list[tuple[str, str, int]]:
+    return sorted((change.kind, change.document.id, change.document.data["version"]) for change in batch.changes)
+
+
+async def test_the_first_batch_is_the_latest_state() -> None:
+    watch = Watch()
+    update(watch, a=1)
+    update(watch, a=2, b=1)
+    batch = await take(watch)
+    assert batch.initial
+    assert summary(batch) == [("added", "a", 2), ("added", "b", 1)]
+
+
+async def test_states_between_two_looks_are_one_batch() -> None:
+    watch = Watch()
+    update(watch, kept=1, changed=1, gone=1, back=1)
+    await take(watch)
+    update(watch, kept=1, changed=2, gone=2, passing=1)
+    update(watch, kept=1, changed=3, back=2, new=1)
+    batch = await take(watch)
+    assert summary(batch) == [("added", "new", 1), ("modified", "back", 2), ("modified", "changed", 3),
+                              ("removed", "gone", 1)]  # fmt: skip
+    assert dict(batch.documents) == state(kept=1, changed=3, back=2, new=1)
+
+
+async def test_what_ends_where_it_began_is_no_batch() -> None:
+    watch = Watch()
+    update(watch, a=1)
+    await take(watch)
+    update(watch, a=1, passing=1)
+    update(watch, a=1)
+    update(watch, a=2)
+    assert summary(await take(watch)) == [("modified", "a", 2)]
+
+
+async def test_pending_changes_are_bounded_by_the_documents() -> None:
+    watch = Watch()
+    update(watch, a=0)
+    await take(watch)
+    for version in range(1, 1_000):
+        update(watch, a=version)
+    assert len(watch._seen) == 1
+
+
+async def test_a_waiting_reader_is_woken() -> None:
+    watch = Watch()
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(take(watch))
+        await asyncio.sleep(0)
+        update(watch, a=1)
+    assert reading.result().initial
+
+
+async def test_an_error_follows_the_batches_before_it_and_stays() -> None:
+    watch = Watch()
+    update(watch, a=1)
+    watch.fail(Unavailable("first"))
+    watch.fail(Unavailable("second"))
+    assert (await take(watch)).initial
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="first"):
+            await take(watch)
+
+
+async def test_a_cancelled_reader_loses_nothing() -> None:
+    watch = Watch()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await anext(watch)
+    update(watch, a=1)
+    assert (await take(watch)).initial
