@@ -93,7 +93,7 @@ class Documents(FirestoreService):
         """Alter fields of a document; true. NOT_FOUND when there is none.
 
         A key is a field path: `address.city` alters one field inside a map and leaves its neighbours; `address`
-        replaces the map. A name with other than letters, digits and `_` stands in backticks.
+        replaces the map. A name with a dot in it stands in backticks.
         """
         await self.change(self.document(doc_path), fields_from_wire(update_data))
         return True

@@ -124,9 +124,7 @@ class Jobs(FirestoreService):
             named = await reference.get()
         return named if named.exists else await self._newest_with(user_id, field, value)
 
-    async def _newest_with(
-        self, user_id: str, field: str, value: str
-    ) -> Snapshot | None:
+    async def _newest_with(self, user_id: str, field: str, value: str) -> Snapshot | None:
         query = self.notifications(user_id).where(filter=FieldFilter(field, "==", value)).limit(CANDIDATES)
         with translated():
             found = [snapshot async for snapshot in query.stream()]

@@ -16,6 +16,7 @@ from google.cloud.firestore import (
     AsyncQuery,
     Increment,
 )
+from google.cloud.firestore_v1.field_path import FieldPath
 
 from callboard import Cancelled, ConfigurationError, InvalidArgs, NotFound, Service, Unavailable
 from callboard.errors import DeadlineExceeded, OutcomeUnknown
@@ -26,7 +27,7 @@ from callboard_firebase.paths import collection_path, document_path, join
 
 Merge: TypeAlias = bool | Annotated[list[str], msgspec.Meta(min_length=1)] | None
 """None or False: the document is replaced; True: fields not given stay; a list: these fields alone are written.
-Its items are field paths, `address.city`, a name with other than letters, digits and `_` in backticks."""
+Its items are field paths, `address.city`; a name with a dot in it stands in backticks."""
 
 BatchSize: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=500)]
 DELETE_BATCH = 200
@@ -72,7 +73,7 @@ class FirestoreService(Service):
         """Write a document whether or not it exists."""
         with writing(fields) as retry:
             # Google's annotation says bool; its documentation, and its code, take a list of paths as well.
-            how: Any = merge or False
+            how: Any = [FieldPath.from_string(path) for path in merge] if isinstance(merge, list) else bool(merge)
             await reference.set(dict(fields), merge=how, retry=retry)
 
     async def change(self, reference: AsyncDocumentReference, fields: Mapping[str, Any]) -> None:
@@ -131,8 +132,8 @@ def writing(fields: Mapping[str, Any]) -> Iterator[Any]:
     except (ValueError, TypeError) as error:
         # Google's client checks field paths and where sentinels stand before it sends anything.
         raise InvalidArgs(
-            "The data cannot be written like this: check merge, field paths (a name with other than letters, digits "
-            "and _ stands in backticks), and that `delete` is used with merge or update only."
+            "The data cannot be written like this: check merge, field paths (a name with a dot in it stands in "
+            "backticks), and that `delete` is used with merge or update only."
         ) from error
 
 

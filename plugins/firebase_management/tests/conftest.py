@@ -1,0 +1,165 @@
+"""The service on a real Firestore: the embedded one, and (marked `emulator`) Google's. Events are recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blockbuster import blockbuster_ctx
+from google.cloud.firestore import AsyncClient
+
+from callboard import Event, Unavailable
+from callboard.host import Host
+from callboard.service import Context
+from callboard.settings import Settings, load
+from callboard.telemetry import Telemetry
+from callboard_firebase_management import FirebaseManagement
+from callboard_local.firestore_process import FirestoreProcess
+
+_JAR = "**/cloud-firestore-emulator/cloud-firestore-emulator.jar"
+_ROOTS = ("/usr/lib/google-cloud-sdk", "/usr/share/google-cloud-sdk", "/opt", str(Path.home() / "google-cloud-sdk"))
+_MAIN = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def google_firestore() -> Iterator[str]:
+    """`host:port` of Google's own emulator: where it and the embedded server differ, Google is right."""
+    jar = next((jar for root in _ROOTS for jar in Path(root).glob(_JAR)), None)
+    assert jar is not None, "Google's Firestore emulator is not installed: make test-all installs it"
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = ["java", "-Xmx512m", "-cp", str(jar), _MAIN, "start", "--host=127.0.0.1", f"--port={port}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_until_listening(process, port, time.monotonic() + 30)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_until_listening(process: subprocess.Popen[bytes], port: int, until: float) -> None:
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert process.poll() is None, "Google's Firestore emulator ended"
+            assert time.monotonic() < until, "Google's Firestore emulator did not start"
+            time.sleep(0.1)
+
+
+@pytest.fixture(params=["embedded", pytest.param("google", marks=pytest.mark.emulator)])
+def firestore_address(request: pytest.FixtureRequest) -> str:
+    """`host:port` of each Firestore in turn."""
+    if request.param == "google":
+        return str(request.getfixturevalue("google_firestore"))
+    server: FirestoreProcess = request.getfixturevalue("firestore_server")
+    return server.address
+
+
+@dataclass
+class Recorded:
+    """Takes the place of the bus: what the service published."""
+
+    events: list[Event] = field(default_factory=list)
+    away: bool = False
+    """Publishing fails as it does without Redis."""
+
+    async def publish(self, event: Event, /, *, specific: tuple[str, ...] = ()) -> None:
+        if self.away:
+            raise Unavailable
+        self.events.append(event)
+
+
+@pytest.fixture
+def bus() -> Recorded:
+    return Recorded()
+
+
+@pytest.fixture
+def log() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def log_lines(log: io.StringIO) -> Callable[[], list[dict[str, Any]]]:
+    return lambda: [json.loads(line) for line in log.getvalue().splitlines()]
+
+
+@pytest.fixture
+async def make_service(bus: Recorded, log: io.StringIO) -> AsyncIterator[Callable[..., FirebaseManagement]]:
+    """Makes services, not open yet, in an environment of these variables; what they open is closed after the test."""
+    async with AsyncExitStack() as resources:
+
+        def make(**environ: str) -> FirebaseManagement:
+            telemetry = Telemetry(replica="test", debug=True, stream=log)
+            unused: Any = None
+            host = Host(
+                settings=load(Settings, {}),
+                environ=environ,
+                telemetry=telemetry,
+                connections=unused,
+                bus=unused,
+                presence=unused,
+                listeners=unused,
+                tickets=unused,
+                resources=resources,
+            )
+            host.background = Context(bus.publish, asyncio.get_running_loop())
+            service = FirebaseManagement()
+            service.host, service.log = host, telemetry.log
+            return service
+
+        yield make
+
+
+@pytest.fixture
+async def service(
+    make_service: Callable[..., FirebaseManagement], firestore_address: str, firestore_project: str
+) -> AsyncIterator[FirebaseManagement]:
+    """The open service on an empty Firestore."""
+    service = make_service(GOOGLE_PROJECT_ID=firestore_project, FIRESTORE_EMULATOR_HOST=firestore_address)
+    await service.open()
+    # From here on, a blocking call on the event loop, made by our own packages, fails the test that makes it.
+    with blockbuster_ctx(["callboard", "callboard_firebase", "callboard_firebase_management"]):
+        yield service
+
+
+@pytest.fixture
+def client(service: FirebaseManagement) -> AsyncClient:
+    return service.client
+
+
+@pytest.fixture
+def stored(client: AsyncClient) -> Callable[[str], Awaitable[dict[str, Any] | None]]:
+    """A document's fields in Google's types, read past the methods under test."""
+
+    async def read(path: str) -> dict[str, Any] | None:
+        fields: dict[str, Any] | None = (await client.document(path).get()).to_dict()
+        return fields
+
+    return read
+
+
+@pytest.fixture
+def store(client: AsyncClient) -> Callable[[str, dict[str, Any]], Awaitable[None]]:
+    async def write(path: str, fields: dict[str, Any]) -> None:
+        await client.document(path).set(fields)
+
+    return write
