@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from support import Recorded
+
+from callboard.connections import Connections
+from callboard.errors import Unavailable
+from callboard.fleet.leases import Lease, Leases
+from callboard.messages import new_id
+from callboard.settings import Settings
+from callboard_local import ValkeyServer
+
+pytestmark = pytest.mark.anyio
+
+LONG_S = 60
+SHORT_S = 0.05
+
+
+@pytest.fixture
+def leases(connections: Connections) -> Leases:
+    return Leases(connections)
+
+
+@pytest.fixture
+def key() -> str:
+    return f"callboard:lease:{new_id()}"
+
+
+@pytest.fixture
+async def own_leases(own_valkey: ValkeyServer, recorded: Recorded) -> AsyncIterator[Leases]:
+    settings = Settings(redis_host=own_valkey.host, redis_port=own_valkey.port)
+    async with Connections(settings, recorded.telemetry, attempt_timeout_s=0.5) as connections:
+        yield Leases(connections)
+
+
+async def take(leases: Leases, key: str, owner: str, ttl_s: float = LONG_S) -> Lease:
+    lease = await leases.acquire(key, owner, ttl_s)
+    assert lease is not None
+    return lease
+
+
+async def take_when_expired(leases: Leases, key: str, owner: str) -> Lease:
+    async with asyncio.timeout(10):
+        while True:
+            lease = await leases.acquire(key, owner, LONG_S)
+            if lease is not None:
+                return lease
+
+
+async def test_only_one_of_many_owners_gets_it(leases: Leases, key: str) -> None:
+    answers = await asyncio.gather(*(leases.acquire(key, f"owner{i}", LONG_S) for i in range(20)))
+    assert len([lease for lease in answers if lease is not None]) == 1
+
+
+async def test_keys_do_not_hinder_each_other(leases: Leases, key: str) -> None:
+    assert await leases.acquire(key + "{a}", "one", LONG_S)
+    assert await leases.acquire(key + "{b}", "two", LONG_S)
+
+
+async def test_a_lost_reply_is_asked_for_again(leases: Leases, key: str) -> None:
+    first = await take(leases, key, "owner")
+    again = await take(leases, key, "owner")
+    assert (again.fence, again.taken_over) == (first.fence, first.taken_over)
+
+
+async def test_a_lost_reply_does_not_lose_the_take_over(leases: Leases, key: str) -> None:
+    await take(leases, key, "silent", SHORT_S)
+    taken = await take_when_expired(leases, key, "next")
+    again = await take(leases, key, "next")
+    assert taken.taken_over
+    assert again.taken_over
+    assert again.fence == taken.fence
+
+
+async def test_the_fence_grows_after_expiry(leases: Leases, key: str) -> None:
+    silent = await take(leases, key, "silent", SHORT_S)
+    successor = await take_when_expired(leases, key, "next")
+    assert successor.fence > silent.fence
+    assert successor.taken_over
+
+
+async def test_the_fence_grows_after_release(leases: Leases, key: str) -> None:
+    fences = []
+    for turn in range(50):  # far more than one in a millisecond
+        lease = await take(leases, key, f"owner{turn}")
+        assert not lease.taken_over
+        fences.append(lease.fence)
+        await lease.release()
+    assert fences == sorted(set(fences))
+
+
+async def test_the_fence_grows_when_redis_forgot_everything(
+    own_leases: Leases, key: str, own_valkey: ValkeyServer
+) -> None:
+    before = await take(own_leases, key, "owner")
+    await own_valkey.restart()
+    after = await take(own_leases, key, "other")
+    assert after.fence > before.fence
+
+
+async def test_the_same_owner_begins_a_new_tenure_after_its_own_expiry(
+    leases: Leases, key: str, connections: Connections
+) -> None:
+    lease = await take(leases, key, "owner")
+    await connections.commands.hset(key, "expires", "1")
+    again = await take(leases, key, "owner")
+    assert again.fence > lease.fence
+    assert not again.taken_over
+
+
+async def test_a_held_lease_has_no_redis_ttl_and_a_released_one_has(
+    leases: Leases, key: str, connections: Connections
+) -> None:
+    lease = await take(leases, key, "owner")
+    assert await connections.commands.pttl(key) == -1
+    await lease.release()
+    assert await connections.commands.pttl(key) > 0
+    assert await connections.commands.hkeys(key) == [b"fence"]
+    await take(leases, key, "other")
+    assert await connections.commands.pttl(key) == -1
+
+
+async def test_renewing_keeps_it(leases: Leases, key: str, connections: Connections) -> None:
+    lease = await take(leases, key, "owner")
+    await connections.commands.hset(key, "expires", "9999999999999")
+    assert await lease.renew()
+    expires = await connections.commands.hget(key, "expires")
+    assert int(expires or 0) < 9_999_999_999_999
+    assert (await take(leases, key, "owner")).fence == lease.fence
+
+
+async def test_renewing_an_expired_lease_does_not_revive_it(leases: Leases, key: str, connections: Connections) -> None:
+    lease = await take(leases, key, "owner")
+    await connections.commands.hset(key, "expires", "1")
+    assert not await lease.renew()
+    assert not lease.is_firm()
+
+
+async def test_renewing_a_lease_that_was_taken_over_leaves_it_alone(leases: Leases, key: str) -> None:
+    silent = await take(leases, key, "silent", SHORT_S)
+    successor = await take_when_expired(leases, key, "next")
+    assert not await silent.renew()
+    assert await successor.renew()
+
+
+async def test_releasing_what_is_anothers_leaves_it_alone(leases: Leases, key: str) -> None:
+    silent = await take(leases, key, "silent", SHORT_S)
+    successor = await take_when_expired(leases, key, "next")
+    await silent.release()
+    assert await leases.acquire(key, "third", LONG_S) is None
+    assert await successor.renew()
+
+
+async def test_a_lease_is_firm_until_two_thirds_of_its_time_have_passed(leases: Leases, key: str) -> None:
+    firm, not_firm = await take(leases, key, "owner", LONG_S), await take(leases, key, "owner", 0.0001)
+    assert firm.is_firm()
+    assert not not_firm.is_firm()
+    await firm.release()
+    assert not firm.is_firm()
+
+
+async def test_a_slow_renewal_counts_from_its_beginning(own_leases: Leases, key: str, own_valkey: ValkeyServer) -> None:
+    lease = await take(own_leases, key, "owner", 0.6)
+    own_valkey.pause()
+    renewing = asyncio.create_task(lease.renew())
+    while lease.is_firm():  # noqa: ASYNC110 - time itself is waited for
+        await asyncio.sleep(0)
+    own_valkey.resume()
+    assert await renewing
+    assert not lease.is_firm()
+    assert await lease.renew()
+    assert lease.is_firm()
+
+
+async def test_without_redis_nothing_is_granted_and_nothing_is_lost(
+    own_leases: Leases, key: str, own_valkey: ValkeyServer
+) -> None:
+    lease = await take(own_leases, key, "owner")
+    await own_valkey.kill()
+    with pytest.raises(Unavailable):
+        await own_leases.acquire(key, "other", LONG_S)
+    with pytest.raises(Unavailable):
+        await lease.renew()
+    assert lease.is_firm()  # its time has not passed: the owner may go on
+    with pytest.raises(Unavailable):
+        await lease.release()
+    assert not lease.is_firm()
+
+
+async def test_a_server_that_lost_its_scripts_is_taught_them(
+    leases: Leases, key: str, connections: Connections
+) -> None:
+    lease = await take(leases, key, "owner")
+    await connections.commands.script_flush()
+    assert await lease.renew()
+
+
+async def test_sweeping_buries_expired_leases_alone(leases: Leases, key: str, connections: Connections) -> None:
+    held = await leases.acquire(f"{key}:held", "owner", LONG_S)
+    expired = await leases.acquire(f"{key}:expired", "owner", LONG_S)
+    assert held
+    assert expired
+    await connections.commands.hset(f"{key}:expired", "expires", "1")
+    assert await leases.sweep(f"{key}:*") == 1
+    assert await leases.sweep(f"{key}:*") == 0
+    assert await held.renew()
+    assert await connections.commands.pttl(f"{key}:expired") > 0
+    successor = await leases.acquire(f"{key}:expired", "next", LONG_S)
+    assert successor
+    assert successor.fence > expired.fence
