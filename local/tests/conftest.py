@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from callboard_local.child import Child
-from callboard_local.server import free_port
 from google.cloud import firestore
 from google.cloud.firestore_v1.types import ListenRequest, Target, TargetChange
+
+from callboard_local.child import Child
+from callboard_local.server import free_port
 
 WAIT_S = 15.0
 

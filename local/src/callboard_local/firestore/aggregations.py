@@ -20,8 +20,10 @@ class CompiledAggregation:
 
     def __init__(self, parent: str, aggregation: StructuredAggregationQuery) -> None:
         parts = aggregation.aggregations
-        if not 1 <= len(parts) <= _MAX_AGGREGATIONS:
-            raise InvalidArgumentError("an aggregation query has one to five aggregations")
+        if not parts:
+            raise InvalidArgumentError("Aggregations can not be empty.")
+        if len(parts) > _MAX_AGGREGATIONS:
+            raise InvalidArgumentError(f"The maximum number of aggregations is {_MAX_AGGREGATIONS}.")
         self.query = CompiledQuery(parent, aggregation.structured_query)
         self._parts = dict(zip(_aliases(parts), parts, strict=True))
 
@@ -38,8 +40,9 @@ class CompiledAggregation:
 
 def _aliases(parts: Sequence[StructuredAggregationQuery.Aggregation]) -> list[str]:
     named = [part.alias for part in parts if part.alias]
-    if len(named) != len(set(named)):
-        raise InvalidArgumentError("aggregation aliases have to be unique")
+    for alias in named:
+        if named.count(alias) > 1:
+            raise InvalidArgumentError(f"Aggregation aliases contain duplicate alias: {alias}.")
     unnamed = iter(range(1, len(parts) + 1))
     return [part.alias or f"field_{next(unnamed)}" for part in parts]
 
@@ -49,10 +52,14 @@ def _field(part: StructuredAggregationQuery.Aggregation) -> FieldPath | None:
         case "count":
             return None
         case "sum":
-            return parse_field_path(part.sum.field.field_path)
+            path = part.sum.field.field_path
         case "avg":
-            return parse_field_path(part.avg.field.field_path)
-    raise InvalidArgumentError("aggregation has no operator")
+            path = part.avg.field.field_path
+        case _:
+            raise InvalidArgumentError("Aggregation has no operator.")
+    if path == "__name__":
+        raise InvalidArgumentError("Aggregations are not supported for the property: __key__")
+    return parse_field_path(path)
 
 
 def _aggregate(part: StructuredAggregationQuery.Aggregation, documents: list[Document]) -> Value:

@@ -1,7 +1,7 @@
 """One database: its documents, its clock, and the one place where they change."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from google.rpc.status_pb2 import Status
 
@@ -13,7 +13,7 @@ from .listeners import Listeners
 from .messages import BatchWriteResponse, CommitResponse, Document, Write, WriteResult
 from .transactions import Transactions
 from .views import Collection, View
-from .writes import apply_write, written_path
+from .writes import apply_write, written_path, written_paths
 
 
 class Database:
@@ -89,11 +89,10 @@ class Database:
         # Strictly increasing: clients take equal update times for the same version.
         return max(time.time_ns() // 1000, self.time + 1)
 
-    def _stage(self, writes: Iterable[Write], commit_time: int) -> tuple[dict[str, Document | None], list[WriteResult]]:
+    def _stage(self, writes: Sequence[Write], commit_time: int) -> tuple[dict[str, Document | None], list[WriteResult]]:
         staged: dict[str, Document | None] = {}
         results = []
-        for write in writes:
-            path = written_path(self.name, write)
+        for path, write in zip(written_paths(self.name, writes), writes, strict=True):
             current = staged[path] if path in staged else self.view.get(path)
             document, transformed = apply_write(write, path, current, commit_time)
             staged[path] = document

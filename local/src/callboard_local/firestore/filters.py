@@ -1,5 +1,6 @@
 """A query's `where`: checked once, compiled to one predicate over documents."""
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ _COMPARISONS: dict[int, Callable[[Any, Any], bool]] = {
 }
 _NEGATIONS = {_Op.NOT_EQUAL, _Op.NOT_IN}
 _UNARY_NEGATIONS = {_Unary.IS_NOT_NAN, _Unary.IS_NOT_NULL}
+_MAX_DISJUNCTIONS = 30
 _MAX_VALUES = {_Op.IN: 30, _Op.ARRAY_CONTAINS_ANY: 30, _Op.NOT_IN: 10}
 
 
@@ -64,21 +66,46 @@ def _leaves(where: StructuredQuery.Filter) -> list[tuple[FieldPath, int]]:
 
 def _check_combination(where: StructuredQuery.Filter, leaves: list[tuple[FieldPath, int]]) -> None:
     ops = [op for _, op in leaves]
-    negations = sum(op in _NEGATIONS or -op in _UNARY_NEGATIONS for op in ops)
-    if negations > 1:
+    if sum(op in _NEGATIONS or -op in _UNARY_NEGATIONS for op in ops) > 1:
         raise InvalidArgumentError(
             "Only a single 'NOT_EQUAL', 'NOT_IN', 'IS_NOT_NAN', or 'IS_NOT_NULL' filter allowed per query."
         )
-    disjunctive = {_Op.IN, _Op.ARRAY_CONTAINS_ANY} & set(ops) or _has_or(where)
-    if _Op.NOT_IN in ops and disjunctive:
+    if _Op.NOT_IN in ops and (_has_or(where) or {_Op.IN, _Op.ARRAY_CONTAINS_ANY}.intersection(ops)):
         raise InvalidArgumentError("'NOT_IN' cannot be used in the same query with 'IN', 'ARRAY_CONTAINS_ANY' or 'OR'.")
-    if not _has_or(where) and ops.count(_Op.ARRAY_CONTAINS) > 1:
+    if _array_filters(where) > 1:
         raise InvalidArgumentError("A maximum of 1 'ARRAY_CONTAINS' filter is allowed per disjunction.")
+    disjunctions = _disjunctions(where)
+    if disjunctions > _MAX_DISJUNCTIONS:
+        raise InvalidArgumentError(
+            f"Too many disjunctions after normalization. Result had {disjunctions} disjunctions "
+            f"which is more than the maximum of {_MAX_DISJUNCTIONS}"
+        )
+
+
+def _is_or(where: StructuredQuery.Filter) -> bool:
+    return where.composite_filter.op == _OR and len(where.composite_filter.filters) > 1
 
 
 def _has_or(where: StructuredQuery.Filter) -> bool:
-    composite = where.composite_filter
-    return (composite.op == _OR and len(composite.filters) > 1) or any(map(_has_or, composite.filters))
+    return _is_or(where) or any(map(_has_or, where.composite_filter.filters))
+
+
+def _array_filters(where: StructuredQuery.Filter) -> int:
+    """How many filters on arrays meet in one disjunction, at most."""
+    if where.WhichOneof("filter_type") == "composite_filter":
+        parts = [_array_filters(part) for part in where.composite_filter.filters]
+        return max(parts) if _is_or(where) else sum(parts)
+    return int(where.field_filter.op in {_Op.ARRAY_CONTAINS, _Op.ARRAY_CONTAINS_ANY})
+
+
+def _disjunctions(where: StructuredQuery.Filter) -> int:
+    """How many parts an OR would have, were the filter written as one OR of ANDs."""
+    if where.WhichOneof("filter_type") == "composite_filter":
+        parts = [_disjunctions(part) for part in where.composite_filter.filters]
+        return sum(parts) if _is_or(where) else math.prod(parts)
+    if where.field_filter.op in {_Op.IN, _Op.ARRAY_CONTAINS_ANY}:
+        return len(where.field_filter.value.array_value.values)
+    return 1
 
 
 def _compile(where: StructuredQuery.Filter) -> Predicate:
@@ -92,8 +119,6 @@ def _compile(where: StructuredQuery.Filter) -> Predicate:
 
 def _compile_composite(composite: StructuredQuery.CompositeFilter) -> Predicate:
     parts = [_compile(part) for part in composite.filters]
-    if not parts:
-        raise InvalidArgumentError("composite filter must have at least one sub-filter")
     if composite.op == _OR:
         return lambda document: any(part(document) for part in parts)
     return lambda document: all(part(document) for part in parts)
@@ -109,7 +134,7 @@ def _compile_unary(unary: StructuredQuery.UnaryFilter) -> Predicate:
     }
     test = tests.get(unary.op)
     if test is None:
-        raise InvalidArgumentError("unary filter has an unknown operator")
+        raise InvalidArgumentError("Unknown UnaryFilter operator.")
     return _on_field(path, test)
 
 
@@ -158,7 +183,7 @@ def _test(op: int, keys: list[OrderKey]) -> Callable[[OrderKey], bool]:
             return lambda key: first in values.array_items(key)
         case _Op.ARRAY_CONTAINS_ANY:
             return lambda key: any(item in wanted for item in values.array_items(key))
-    raise InvalidArgumentError("field filter has an unknown operator")
+    raise InvalidArgumentError("Unknown FieldFilter operator.")
 
 
 def _on_field(path: FieldPath, test: Callable[[OrderKey], bool]) -> Predicate:

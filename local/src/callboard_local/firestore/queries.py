@@ -24,7 +24,7 @@ class CompiledQuery:
         _check(query)
         self.parent = parent
         self.collection_id: str = query.from_[0].collection_id if query.from_ else ""
-        self.all_descendants = bool(query.from_[0].all_descendants) if query.from_ else not parent
+        self.all_descendants = not self.collection_id or bool(query.from_[0].all_descendants)
         self._filter = Filter(query.where) if query.HasField("where") else None
         self._orders = _orders(query, self._filter)
         self._start = _Bound(query.start_at, query, self._orders) if query.HasField("start_at") else None
@@ -86,7 +86,7 @@ class _Bound:
             raise InvalidArgumentError("Cursor has too many values.")
         for value, (field, _) in zip(cursor.values, orders, strict=False):
             if field == NAME_FIELD and value.WhichOneof("value_type") != "reference_value":
-                raise InvalidArgumentError("Cursor value for __name__ must be a reference.")
+                raise InvalidArgumentError("Cursor __key__ value is not a document reference.")
         self._keys = [values.order_key(value) for value in cursor.values]
         self._descending = [descending for _, descending in orders]
         self._before = bool(cursor.before)
@@ -102,6 +102,10 @@ class _Bound:
 def _check(query: StructuredQuery) -> None:
     if len(query.from_) > 1:
         raise InvalidArgumentError("StructuredQuery.from cannot have more than one collection selector.")
+    if query.from_ and "/" in query.from_[0].collection_id:
+        raise InvalidArgumentError(
+            f'Collection id "{query.from_[0].collection_id}" is invalid because it contains "/".'
+        )
     if query.offset < 0:
         raise InvalidArgumentError("offset is negative")
     if query.limit.value < 0:
@@ -117,7 +121,7 @@ def _orders(query: StructuredQuery, where: Filter | None) -> list[tuple[FieldPat
     for field in named:
         if named.count(field) > 1:
             raise InvalidArgumentError(f"order by clause cannot contain duplicate fields {'.'.join(field)}")
-    if named[:1] == [NAME_FIELD] and orders[0][1]:
+    if where is None and orders[:1] == [(NAME_FIELD, True)]:
         raise FailedPreconditionError("Firestore does not support descending key scans")
     descending = orders[-1][1] if orders else False
     implied = [*(where.inequalities if where is not None else []), NAME_FIELD]

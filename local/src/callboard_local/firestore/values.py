@@ -11,6 +11,7 @@ from .names import FieldPath
 
 MAX_DOCUMENT_BYTES = 1_048_576
 _MAX_INDEXED_BYTES = 1_048_487
+_MAX_NAME_BYTES = 1500
 _MAX_DEPTH = 20
 
 OrderKey = tuple[Any, ...]
@@ -193,6 +194,8 @@ def _check_value(field: str, value: Value, depth: int) -> None:
 def _check_field_name(name: str) -> None:
     if not name:
         raise InvalidArgumentError("field name cannot be empty")
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        raise InvalidArgumentError(f"The property.name is longer than {_MAX_NAME_BYTES} bytes.")
     if len(name) >= 4 and name.startswith("__") and name.endswith("__"):
         raise InvalidArgumentError(f"field name {name} is reserved")
 

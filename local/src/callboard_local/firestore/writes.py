@@ -37,6 +37,29 @@ def written_path(database: str, write: Write) -> str:
     return path
 
 
+def written_paths(database: str, writes: Iterable[Write]) -> list[str]:
+    """The path each write of one commit is about; refuses writes that contradict an earlier one."""
+    paths = []
+    latest: dict[str, str] = {}
+    for write in writes:
+        path = written_path(database, write)
+        paths.append(path)
+        kind, before = _kind(write), latest.get(path)
+        impossible = write.current_document.exists if before == "delete" else before and kind == "insert"
+        if impossible:
+            raise InvalidArgumentError(f"Cannot {before} then {kind} an entity in the same request.")
+        latest[path] = kind
+    return paths
+
+
+def _kind(write: Write) -> str:
+    if write.WhichOneof("operation") == "delete":
+        return "delete"
+    if not write.current_document.HasField("exists"):
+        return "upsert"
+    return "update" if write.current_document.exists else "insert"
+
+
 def apply_write(write: Write, path: str, current: Document | None, time: int) -> tuple[Document | None, list[Value]]:
     """The document after the write, and the results of its transforms.
 
