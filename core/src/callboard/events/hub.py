@@ -1,0 +1,138 @@
+"""This replica's sockets, by channel: each message of the bus becomes one frame and goes to every outbox once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from callboard.errors import Unavailable
+from callboard.events.bus import Bus
+from callboard.events.outbox import Frame, Outbox, timestamp
+from callboard.telemetry import Telemetry
+
+_MAX_FENCES = 100_000
+
+
+class _Head(msgspec.Struct):
+    """What the hub must know of an event; foreign publishers may have put anything there."""
+
+    fence: Any = None
+    uid: Any = None
+    type: Any = None
+    timestamp: Any = None
+
+
+class _Room:
+    """The outboxes of one channel."""
+
+    def __init__(self, label: str, telemetry: Telemetry) -> None:
+        self.label = label
+        self.outboxes: dict[Outbox, None] = {}
+        self.delivered = telemetry.metrics.events_delivered.labels(label)
+
+
+class Hub:
+    """Set as the bus's `sink` and `on_gap`: `bus.sink, bus.on_gap = hub.deliver, hub.gap`."""
+
+    def __init__(self, bus: Bus, telemetry: Telemetry, *, max_fences: int = _MAX_FENCES) -> None:
+        self._bus = bus
+        self._telemetry = telemetry
+        self._decoder = msgspec.json.Decoder(_Head)
+        self._rooms: dict[str, _Room] = {}
+        self._fences: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._max_fences = max_fences
+
+    async def join(self, outbox: Outbox, channels: Iterable[str]) -> None:
+        """Have the outbox get what arrives on these channels; returns when Redis has confirmed the subscriptions.
+
+        Unavailable: it has not. The outbox has joined all the same: once the bus is back, `gap` tells it to sync.
+        Every `join`, a failed or cancelled one included, is undone by `leave`.
+        """
+        outcomes = await asyncio.gather(*(self._enter(outbox, each) for each in channels), return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for failure in sorted(failures, key=lambda failure: isinstance(failure, Unavailable)):
+            raise failure
+
+    async def _enter(self, outbox: Outbox, channel: str) -> None:
+        room = self._rooms.get(channel)
+        if room is None:
+            room = self._rooms[channel] = _Room(_label(channel, outbox.uid), self._telemetry)
+        room.outboxes[outbox] = None
+        outbox.channels.append(channel)
+        await self._bus.subscribe(channel)
+
+    async def leave(self, outbox: Outbox) -> None:
+        """Take the outbox out of all its channels."""
+        while outbox.channels:
+            channel = outbox.channels.pop()
+            room = self._rooms[channel]
+            del room.outboxes[outbox]
+            if not room.outboxes:
+                del self._rooms[channel]
+            await self._bus.unsubscribe(channel)
+
+    def deliver(self, channel: str, data: bytes) -> None:
+        """Put a message into the outboxes of its channel. What is not a JSON object in UTF-8 is dropped and counted."""
+        room = self._rooms.get(channel)
+        if room is None:
+            return
+        try:
+            head = self._decoder.decode(data)
+            text = data.decode()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._count_dropped(room.label, "not_json")
+            return
+        segment = head.type.partition(".")[0] if isinstance(head.type, str) else ""
+        if type(head.fence) is int and isinstance(head.uid, str) and self._is_stale(head.uid, segment, head.fence):
+            self._count_dropped(room.label, "fenced")
+            return
+        sent_at = timestamp(head.timestamp)
+        frame = Frame(text, len(data), label=room.label, segment=segment, sent_at=sent_at)
+        delivered = 0
+        for outbox in list(room.outboxes):
+            if outbox.push(frame):
+                delivered += 1
+            else:
+                self._count_dropped(room.label, "too_slow")
+        room.delivered.inc(delivered)
+        if sent_at is not None:
+            lag_s = (datetime.now(UTC) - sent_at).total_seconds()
+            self._telemetry.metrics.event_lag.observe(max(0.0, lag_s))
+
+    def gap(self) -> None:
+        """Messages may have been missed on any channel: the next thing every socket gets is a sync."""
+        for room in self._rooms.values():
+            for outbox in room.outboxes:
+                outbox.mark_gap()
+
+    def count_lost(self, frames: Iterable[Frame], reason: str) -> None:
+        """Account for frames that were in an outbox and will not be written."""
+        for frame in frames:
+            self._count_dropped(frame.label, reason)
+
+    def _is_stale(self, uid: str, segment: str, fence: int) -> bool:
+        """Whether a later owner of the same listener has been heard; the least recently heard are forgotten."""
+        key = (uid, segment)
+        known = self._fences.get(key)
+        if known is not None and fence < known:
+            return True
+        self._fences[key] = fence
+        self._fences.move_to_end(key)
+        if len(self._fences) > self._max_fences:
+            self._fences.popitem(last=False)
+        return False
+
+    def _count_dropped(self, label: str, reason: str) -> None:
+        self._telemetry.metrics.events_dropped.labels(label, reason).inc()
+
+
+def _label(channel: str, uid: str) -> str:
+    """The channel's prefix, for metrics: never the user."""
+    if channel.endswith(uid):
+        return channel.removesuffix(uid)
+    return channel.partition(":")[0] + ":"

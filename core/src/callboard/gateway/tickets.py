@@ -1,0 +1,82 @@
+"""Tickets: what a browser shows instead of a token to open its user's WebSocket, once and soon.
+
+A ticket is a signed JWT (HS256): who it is for (`sub`), until when (`exp`), and an id (`jti`) that Redis remembers once
+it has been used, so that it opens one connection over all replicas. The key is derived from LISTENERS_TICKET_SECRET, or
+from the service token, and must be the same on all replicas.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+
+import jwt
+
+from callboard.connections import Connections, redis_errors
+from callboard.credentials import service_token
+from callboard.errors import ConfigurationError, InvalidArgs, Unauthenticated
+from callboard.messages import check_identifier, new_id
+from callboard.settings import Settings
+
+MAX_TTL_S = 3_600
+_ALGORITHM = "HS256"
+_AUDIENCE = "callboard-ws"
+_LABEL = b"callboard websocket tickets, 1"
+_MAX_LENGTH = 4_096
+_CLOCKS_DIFFER_S = 60
+
+
+class Tickets:
+    """Issues and redeems the tickets of one service."""
+
+    def __init__(self, settings: Settings, connections: Connections) -> None:
+        secret = settings.ticket_secret.reveal() if settings.ticket_secret else service_token(settings)
+        if not secret:
+            raise ConfigurationError("LISTENERS_SERVICE_TOKEN is not set")
+        self._key = hmac.digest(secret.encode("utf-8", "surrogateescape"), _LABEL, "sha256")
+        self._connections = connections
+
+    def issue(self, uid: str, ttl_s: int = 60) -> str:
+        """A ticket for one connection of this user, good for `ttl_s` seconds (1 to 3,600). InvalidArgs."""
+        check_identifier(uid)
+        if not 1 <= ttl_s <= MAX_TTL_S:
+            raise InvalidArgs(f"ttl_s must be 1 to {MAX_TTL_S} seconds")
+        claims = {"aud": _AUDIENCE, "sub": uid, "jti": new_id(), "exp": int(time.time()) + ttl_s}
+        return jwt.encode(claims, self._key, algorithm=_ALGORITHM)
+
+    async def redeem(self, ticket: str) -> str:
+        """The user of a ticket, which is then spent.
+
+        Unauthenticated: forged, expired, or used before; which of them is not said. Unavailable: Redis is away, and
+        without it a ticket could be used twice.
+        """
+        uid, ticket_id, expires_at = self._verify(ticket)
+        nonce = new_id().encode()
+        key = f"callboard:ticket:{hashlib.sha256(ticket_id.encode()).hexdigest()[:32]}"
+        keep_s = max(1, expires_at - int(time.time())) + _CLOCKS_DIFFER_S
+        with redis_errors(self._connections):
+            # A retry after a lost reply finds the key set, by itself: the nonce tells.
+            if not await self._connections.commands.set(key, nonce, nx=True, ex=keep_s):
+                spent_by = await self._connections.commands.get(key)
+                if spent_by != nonce:
+                    raise Unauthenticated("This ticket is not valid.")
+        return uid
+
+    def _verify(self, ticket: str) -> tuple[str, str, int]:
+        try:
+            if len(ticket) > _MAX_LENGTH:
+                raise Unauthenticated
+            claims = jwt.decode(
+                ticket,
+                self._key,
+                algorithms=[_ALGORITHM],
+                audience=_AUDIENCE,
+                options={"require": ["aud", "sub", "jti", "exp"]},
+            )
+            uid, ticket_id, expires_at = claims["sub"], claims["jti"], claims["exp"]
+            if not isinstance(ticket_id, str) or not isinstance(expires_at, int):
+                raise Unauthenticated
+            return check_identifier(uid), ticket_id, expires_at
+        except (jwt.InvalidTokenError, InvalidArgs, Unauthenticated, ValueError):
+            raise Unauthenticated("This ticket is not valid.") from None
