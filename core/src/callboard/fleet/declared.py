@@ -1,0 +1,76 @@
+"""A listener as its service declared it: its names, making one, reading its snapshot, reporting what went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from callboard.errors import CallError, DeadlineExceeded, Internal
+from callboard.messages import Event, utc_now
+from callboard.service import ListenerSpec, Service, User
+from callboard.telemetry import Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A listener as its service declared it. `name` is the one in logs and metrics: `vector_db.changes`."""
+
+    namespace: str
+    service: Service
+    spec: ListenerSpec
+
+    @property
+    def name(self) -> str:
+        return f"{self.namespace.lower()}.{self.spec.name}"
+
+    def make(self) -> Any:
+        listener = self.spec.factory()
+        listener.service = self.service
+        return listener
+
+    def is_called(self, name: str) -> bool:
+        """Whether `name` means this listener: the whole name, or what follows its namespace."""
+        return name in (self.name, self.spec.name)
+
+    def log_name(self, event: str) -> str:
+        """`listener_start`, say, after the prefix that its service wants before it."""
+        return f"{getattr(type(self.service), 'listener_log_prefix', '')}listener_{event}"
+
+
+async def read_snapshot(listener: Any, user: User, timeout_s: float) -> list[Event]:
+    """The snapshot half; its syncs carry the time before the read, so that no delta the read may lack is dropped."""
+    as_of = utc_now()
+    async with asyncio.timeout(timeout_s):
+        events: list[Event] = await listener.snapshot(user)
+    for event in events:
+        if event.as_of is None:
+            event.as_of = as_of
+    return events
+
+
+def log_failure(telemetry: Telemetry, declared: Declared, uid: str, error: Exception, **fields: Any) -> None:
+    """`listener_error`: the kind of error and where it was raised; never its text, which may quote data."""
+    telemetry.log.warning(
+        declared.log_name("error"),
+        listener=declared.name,
+        uid=telemetry.user(uid),
+        code=code_of(error),
+        error=type(error).__name__,
+        where=_where(error),
+        **fields,
+    )
+
+
+def code_of(error: Exception) -> str:
+    if isinstance(error, CallError):
+        return error.code
+    return DeadlineExceeded.code if isinstance(error, TimeoutError) else Internal.code
+
+
+def _where(error: Exception) -> str | None:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{PurePath(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else None
