@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Struct
@@ -58,6 +57,7 @@ class Status(Struct, frozen=True):
 class Workflow(Service):
     namespace = "WORKFLOW"
     Settings = WorkflowSettings
+    listener_log_prefix = "workflow_"
 
     settings: WorkflowSettings
 
@@ -119,8 +119,6 @@ class Workflow(Service):
     class Jobs(Listener["Workflow"]):
         """One user's jobs. What it remembers of them is its tracker's, and goes when listening ends."""
 
-        listener_log_prefix = "workflow_"
-
         async def snapshot(self, user: User) -> list[Event]:
             """`workflow.sync` of each watched job; with none watched, of the 200 most recently updated."""
             source = self.service.source
@@ -149,9 +147,12 @@ class Workflow(Service):
         try:
             while True:
                 changed.clear()
-                # Without Redis, what was last known holds; the core reports the outage.
-                with suppress(Unavailable):
-                    yield await self.watched.tend(uid)
+                try:
+                    watched = await self.watched.tend(uid)
+                except Unavailable:
+                    watched = None  # what was last known holds; the core reports the outage
+                if watched is not None:
+                    yield watched
                 await _wait(changed, LOOK_S * random.uniform(0.8, 1.2))  # noqa: S311 - spreads the users
         finally:
             if self._changed.get(uid) is changed:

@@ -1,0 +1,170 @@
+"""The plugin in a whole service, on a real Valkey and a real Firestore: the embedded one, and (`emulator`) Google's."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from google.cloud.firestore import AsyncClient
+
+import callboard_workflow_listener
+from callboard import Event
+from callboard.telemetry import Telemetry
+from callboard.testing import Service, Subscription, running
+from callboard_firebase import Firebase, FirebaseSettings
+from callboard_local import FirestoreProcess, ValkeyServer
+from callboard_workflow_listener import Workflow
+
+from .google_emulator import google_emulator
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def one_event_loop(anyio_backend: str) -> None:
+    """All tests share a loop, as a service does: gRPC delivers a cancelled call's last events a moment later."""
+
+
+@pytest.fixture(scope="session")
+def google_firestore() -> Iterator[str]:
+    with google_emulator() as address:
+        yield address
+
+
+@pytest.fixture(params=["embedded", pytest.param("google", marks=pytest.mark.emulator)])
+def firestore_address(request: pytest.FixtureRequest) -> str:
+    """`host:port` of each Firestore in turn."""
+    if request.param == "google":
+        return str(request.getfixturevalue("google_firestore"))
+    server: FirestoreProcess = request.getfixturevalue("firestore_server")
+    return server.address
+
+
+@pytest.fixture
+def uid(firestore_project: str) -> str:
+    """A user of this test's own, on the shared Valkey too."""
+    return f"u-{firestore_project}"
+
+
+@pytest.fixture
+def environ(valkey_server: ValkeyServer, firestore_address: str, firestore_project: str) -> dict[str, str]:
+    return {
+        "LISTENERS_REDIS_HOST": "127.0.0.1",
+        "LISTENERS_REDIS_PORT": str(valkey_server.port),
+        "FIRESTORE_EMULATOR_HOST": firestore_address,
+        "GOOGLE_PROJECT_ID": firestore_project,
+    }
+
+
+class Jobs:
+    """A user's `task_manager` collection, written as other systems do."""
+
+    def __init__(self, client: AsyncClient, uid: str) -> None:
+        self._client = client
+        self.path = f"clients/{uid}/task_manager"
+
+    async def put(self, job_id: str, invoice: Any = None, steps: Any = None, **more: Any) -> None:
+        """Replace a job's document."""
+        fields = {**more}
+        if invoice is not None:
+            fields["document"] = {"initial_data": invoice}
+        if steps is not None:
+            fields["APBookeeper_step_status"] = steps
+        await self._client.document(f"{self.path}/{job_id}").set(fields)
+
+    async def update(self, job_id: str, **fields: Any) -> None:
+        """Change fields, by paths with `__` for the dots."""
+        paths = {name.replace("__", "."): value for name, value in fields.items()}
+        await self._client.document(f"{self.path}/{job_id}").update(paths)
+
+    async def put_older(self, job_id: str, invoice: Mapping[str, Any]) -> None:
+        """Replace the sub-document of older writers."""
+        await self._client.document(f"{self.path}/{job_id}/document/initial_data").set(dict(invoice))
+
+    async def delete(self, job_id: str) -> None:
+        await self._client.document(f"{self.path}/{job_id}").delete()
+
+    async def delete_older(self, job_id: str) -> None:
+        await self._client.document(f"{self.path}/{job_id}/document/initial_data").delete()
+
+
+@pytest.fixture
+async def jobs(firestore_address: str, firestore_project: str, uid: str) -> AsyncIterator[Jobs]:
+    settings = FirebaseSettings(project_id=firestore_project, emulator_host=firestore_address)
+    async with Firebase(settings) as firebase:
+        yield Jobs(firebase.client, uid)
+
+
+class Running:
+    """One replica with this plugin, its log, and what it sends to one user."""
+
+    def __init__(self, service: Service, log: io.StringIO, uid: str) -> None:
+        self.service = service
+        self.call = service.call
+        self.uid = uid
+        self._log = log
+
+    @property
+    def workflow(self) -> Workflow:
+        plugin = next(iter(self.service.callboard.plugins.all))
+        found = plugin.services[0]
+        assert isinstance(found, Workflow)
+        return found
+
+    async def enter(self, session_id: str = "s1") -> None:
+        await self.service.callboard.presence.register(self.uid, f"{self.uid}.{session_id}")
+
+    async def leave(self, session_id: str = "s1") -> None:
+        await self.service.callboard.presence.unregister(f"{self.uid}.{session_id}")
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        records = [json.loads(line) for line in self._log.getvalue().splitlines()]
+        return [record for record in records if record["event"] == event]
+
+
+@pytest.fixture
+async def replicas(environ: dict[str, str], uid: str) -> AsyncIterator[Any]:
+    """Starts replicas: `replica = await replicas(WORKFLOW_LISTENER_ENABLED="false")`."""
+    async with AsyncExitStack() as stack:
+
+        async def start(**variables: str) -> Running:
+            log = io.StringIO()
+            telemetry = Telemetry(replica=f"r{log.__hash__()}", stream=log)
+            service = await stack.enter_async_context(
+                running(callboard_workflow_listener, environ={**environ, **variables}, telemetry=telemetry)
+            )
+            return Running(service, log, uid)
+
+        yield start
+
+
+@pytest.fixture
+async def replica(replicas: Any) -> Running:
+    started: Running = await replicas()
+    return started
+
+
+@pytest.fixture
+async def heard(replica: Running) -> AsyncIterator[Subscription]:
+    """What a consumer that reads Redis gets for the user."""
+    async with replica.service.subscribed(f"user:{replica.uid}") as subscription:
+        yield subscription
+
+
+async def eventually(reached: Any, within_s: float = 10) -> None:
+    """Wait for what no event announces."""
+    async with asyncio.timeout(within_s):
+        while not reached():
+            await asyncio.sleep(0.01)
+
+
+async def next_events(heard: Subscription, count: int) -> list[Event]:
+    return [await heard.next() for _ in range(count)]
