@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
+from blockbuster import blockbuster_ctx
 from google.cloud.firestore import AsyncClient
 
 from callboard_firebase import Batch, Firebase, FirebaseSettings, ListenEngine, ListenOptions
@@ -59,6 +60,13 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session", autouse=True)
 async def one_event_loop(anyio_backend: str) -> None:
     """All tests share a loop, as a service does: gRPC delivers a cancelled call's last events a moment later."""
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> Iterator[None]:
+    """A blocking call on the event loop, made by our own package, fails the test that makes it."""
+    with blockbuster_ctx(["callboard_firebase"]):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -275,12 +275,37 @@ async def _write_until_accepted(client: AsyncClient) -> None:
     await write.commit(timeout=15)
 
 
-async def test_reads_on_the_same_client_go_on(firestore: Listening) -> None:
-    async with AsyncExitStack() as stack:
-        watches: list[AsyncIterator[Batch]] = [
-            await stack.enter_async_context(firestore.engine.watch(firestore.client.document(f"many/{number}")))
-            for number in range(150)
-        ]
-        for batches in watches:
-            await take(batches)
-        assert not (await firestore.client.document("many/1").get(timeout=10)).exists
+# -- 100 streams on a connection, as Google's servers allow
+
+
+async def test_streams_are_spread_over_connections(firestore_project: str) -> None:
+    """The control puts 101 streams on one connection: the last never answers."""
+    crowded = ListenOptions(targets_per_stream=1, streams_per_connection=1_000)
+    spread = ListenOptions(targets_per_stream=1)
+    with FirestoreProcess(max_streams=100) as server:
+        async with (
+            listening(server.address, firestore_project, crowded) as control,
+            listening(server.address, firestore_project, spread) as opened,
+            AsyncExitStack() as stack,
+        ):
+            for number in range(101):
+                await watching(stack, control, number)
+            await connected(control, 100)
+            for batches in [await watching(stack, opened, number) for number in range(250)]:
+                await take(batches)
+            assert opened.engine.stats().connected == 250
+            assert control.engine.stats().connected == 100
+            # Reads have the client's own connection: no number of listeners stops them.
+            for client in (opened.client, control.client):
+                assert not (await client.document("many/1").get(timeout=10)).exists
+
+
+async def connected(opened: Listening, streams: int) -> None:
+    """Wait until so many streams have been answered."""
+    async with asyncio.timeout(20):
+        while opened.engine.stats().connected < streams:
+            await asyncio.sleep(0.01)
+
+
+async def watching(stack: AsyncExitStack, opened: Listening, number: int) -> AsyncIterator[Batch]:
+    return await stack.enter_async_context(opened.engine.watch(opened.client.document(f"many/{number}")))

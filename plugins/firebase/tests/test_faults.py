@@ -41,7 +41,7 @@ def changes(batch: Batch) -> list[tuple[str, str, int]]:
 async def settled(opened: Listening, reconnects: int) -> None:
     """Wait until every watch is up to date again after so many reconnects."""
     async with asyncio.timeout(20):
-        while opened.engine.stats().reconnects < reconnects or opened.engine.stats().waiting:  # noqa: ASYNC110
+        while opened.engine.stats().reconnects < reconnects or opened.engine.stats().waiting:
             await asyncio.sleep(0.01)
 
 
@@ -522,6 +522,6 @@ async def test_the_channel_closed_under_the_engine_is_an_error_not_a_hang() -> N
 
     async with served(script) as (_, opened), opened.engine.watch(opened.client.document("notes/a")) as batches:
         await take(batches)
-        await opened.client._transport.close()
+        await opened.engine._lines.close()
         with pytest.raises(Internal):
             await take(batches)

@@ -72,7 +72,7 @@ class Firebase:
         async with AsyncExitStack() as stack:
             app, client = await asyncio.to_thread(_make_client, self.settings)
             stack.callback(firebase_admin.delete_app, app)
-            connect(client, self.settings.emulator_host or None)
+            await connect(client, self.settings.emulator_host or None)
             stack.push_async_callback(disconnect, client)
             options = ListenOptions(targets_per_stream=self.settings.targets_per_stream)
             self._listen = await stack.enter_async_context(ListenEngine(client, options))

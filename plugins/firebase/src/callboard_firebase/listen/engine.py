@@ -19,6 +19,7 @@ from typing import Self
 from google.cloud.firestore import AsyncClient
 
 from callboard.errors import Internal, InvalidArgs, Unavailable
+from callboard_firebase.channel import Lines
 from callboard_firebase.listen.documents import Batch
 from callboard_firebase.listen.options import ListenOptions
 from callboard_firebase.listen.stream import Stream
@@ -47,6 +48,7 @@ class ListenEngine:
     def __init__(self, client: AsyncClient, options: ListenOptions | None = None) -> None:
         self._client = client
         self._options = options or ListenOptions()
+        self._lines = Lines(client, streams_per_line=self._options.streams_per_connection)
         self._streams: dict[Stream, asyncio.Task[None]] = {}
         self._open = False
 
@@ -66,6 +68,7 @@ class ListenEngine:
             task.cancel()
             stream.fail_all(Unavailable("The service is closing its listeners."))
         await asyncio.gather(*streams.values(), return_exceptions=True)
+        await self._lines.close()
 
     @asynccontextmanager
     async def watch(self, source: Source) -> AsyncIterator[AsyncIterator[Batch]]:
@@ -98,7 +101,7 @@ class ListenEngine:
             connected=sum(stream.connected for stream in streams),
             targets=sum(len(stream) for stream in streams),
             waiting=sum(stream.unsettled() for stream in streams),
-            reconnects=sum(max(0, stream.opened - 1) for stream in streams),
+            reconnects=sum(stream.reconnects for stream in streams),
             silent_s=asyncio.get_running_loop().time() - max(heard) if heard else None,
             last_status=ended[-1] if ended else None,
         )
@@ -108,7 +111,7 @@ class ListenEngine:
         for stream in self._streams:
             if len(stream) < self._options.targets_per_stream:
                 return stream
-        stream = Stream(self._client, self._options)
+        stream = Stream(self._client, self._lines.take(), self._options)
         task = asyncio.create_task(stream.run(), name="firestore-listen-stream")
         task.add_done_callback(lambda task: self._on_stream_done(stream, task))
         self._streams[stream] = task
@@ -117,7 +120,8 @@ class ListenEngine:
     def _on_stream_done(self, stream: Stream, task: asyncio.Task[None]) -> None:
         if task.cancelled():
             return
-        self._streams.pop(stream, None)
+        if self._streams.pop(stream, None) is not None:
+            self._lines.give_back(stream.line)
         _log.error("a listen stream's task died; its watches end", exc_info=task.exception())
         failure = Internal("The listen stream failed.")
         failure.__cause__ = task.exception()

@@ -12,6 +12,9 @@ class ListenOptions:
     targets_per_stream: int = 500
     """Targets on one Listen stream, down to one. Google publishes no cap; 2,000 were measured on its emulator."""
 
+    streams_per_connection: int = 80
+    """Google's servers allow 100 streams on a connection; what comes after them waits without an error."""
+
     backoff_base_s: float = 1.0
     backoff_cap_s: float = 60.0
     """A stream that ended is reopened after a full-jitter delay between these."""
@@ -28,7 +31,7 @@ class ListenOptions:
     a missing document; Google's servers send something by themselves about as often. None: never ask."""
 
     def __post_init__(self) -> None:
-        if self.targets_per_stream < 1:
-            raise ValueError("targets_per_stream is at least one")
+        if min(self.targets_per_stream, self.streams_per_connection) < 1:
+            raise ValueError("a connection carries at least one stream, a stream at least one target")
         if min(self.silence_timeout_s, self.probe_interval_s or 1.0, self.reopens_window_s, self.reopens) <= 0:
             raise ValueError("time-outs and windows are above zero")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.api_core.exceptions import GoogleAPICallError
@@ -20,6 +21,7 @@ from google.cloud.firestore import AsyncClient
 from grpc import StatusCode
 
 from callboard.errors import CallError, Internal
+from callboard_firebase.channel import Line
 from callboard_firebase.errors import error_for, status_of, translate
 from callboard_firebase.listen.backoff import Backoff
 from callboard_firebase.listen.conversation import Conversation
@@ -64,8 +66,9 @@ class _End:
 class Stream:
     """Runs as one task (`run`); targets come and go while it lives."""
 
-    def __init__(self, client: AsyncClient, options: ListenOptions) -> None:
+    def __init__(self, client: AsyncClient, line: Line, options: ListenOptions) -> None:
         self._client = client
+        self.line = line
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._backoff = Backoff(
@@ -83,8 +86,8 @@ class Stream:
         self._probe: Target | None = None
         self._cautious = False
         self._unauthenticated = 0
-        self.opened = 0
-        """Connections opened so far."""
+        self.reconnects = 0
+        """How often the stream ended while it had targets."""
         self.heard_at: float | None = None
         """Loop time of the last response."""
         self.last_status: StatusCode | None = None
@@ -129,6 +132,7 @@ class Stream:
             if end.left:
                 continue
             self.last_status = end.status
+            self.reconnects += 1
             self._judge(end)
             delay = self._backoff.delay()
             _log.warning("listen stream ended (%s), %d targets; reopening in %.2f s",
@@ -139,17 +143,17 @@ class Stream:
         """One connection, from its first request until it ends."""
         self._conversation = conversation = Conversation(self._client, self)
         self._hung_up = None
-        self.opened += 1
         status = StatusCode.OK
         error: Exception | None = None
-        call = None
+        call: Any = None
         self._ticks = self._loop.call_later(self._tick_s(), self._tick)
         try:
             async with asyncio.timeout(None) as self._watchdog:
                 for target in list(self._members):
                     self._ask_next(target)
                 # The default retry of the generated client would reopen by itself, and lose requests doing so.
-                call = await self._client._firestore_api.listen(
+                api = await self.line.api()
+                call = await api.listen(
                     requests=conversation.outbox, metadata=self._client._rpc_metadata, retry=None, timeout=None
                 )
                 while (response := await call.read()) is not grpc.aio.EOF:
