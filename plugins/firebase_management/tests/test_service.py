@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import callboard_firebase_management
-from callboard.testing import CallFailed, Service, running, serving
+from callboard.testing import TOKEN, CallFailed, Service, running, serving
 from callboard_firebase_management import FirebaseManagement
 from callboard_local.firestore_process import FirestoreProcess
 from callboard_local.valkey import ValkeyServer
@@ -149,12 +149,13 @@ async def test_an_online_user_gets_a_sync_then_deltas(service: Service, firestor
     ]  # fmt: skip
 
 
-async def test_healthz(environ: dict[str, str]) -> None:
+async def test_health_over_http(environ: dict[str, str]) -> None:
     async with serving(callboard_firebase_management, environ=environ) as service, httpx.AsyncClient() as http:
-        answer = await http.get(f"{service.url}/healthz/FIREBASE_MANAGEMENT")
+        healthz = await http.get(f"{service.url}/healthz/FIREBASE_MANAGEMENT")
+        debug = await http.get(f"{service.url}/debug", headers={"Authorization": f"Bearer {TOKEN}"})
 
-    assert answer.status_code == 200
-    assert answer.json()["status"] == "ok"
+    assert (healthz.status_code, healthz.json()["status"]) == (200, "ok")
+    assert (debug.status_code, debug.json()["firestore"]["status"]) == (200, "ok")
 
 
 async def test_without_a_firebase_the_plugin_is_put_aside_and_says_why(environ: dict[str, str]) -> None:
@@ -166,3 +167,5 @@ async def test_without_a_firebase_the_plugin_is_put_aside_and_says_why(environ: 
         [plugin] = service.callboard.plugins.all
         assert plugin.state == "quarantined"
         assert "no Firebase is configured: set GOOGLE_PROJECT_ID" in (plugin.error or "")
+        check = callboard_firebase_management.register_health_checks(service.callboard.host)["firestore"]
+        assert await check() == {"status": "not configured"}

@@ -1,8 +1,15 @@
 """The namespace FIREBASE_MANAGEMENT: Firestore documents, jobs and notifications."""
 
-from callboard_firebase_management.hooks import register_services
+from callboard_firebase_management.hooks import register_health_checks, register_services
 from callboard_firebase_management.items import Item, notification_item
 from callboard_firebase_management.listener import NotificationListener
 from callboard_firebase_management.service import FirebaseManagement
 
-__all__ = ["FirebaseManagement", "Item", "NotificationListener", "notification_item", "register_services"]
+__all__ = [
+    "FirebaseManagement",
+    "Item",
+    "NotificationListener",
+    "notification_item",
+    "register_health_checks",
+    "register_services",
+]

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from callboard import Service, hookimpl
+from callboard.hookspecs import HealthCheck
+from callboard.host import Host
+from callboard_firebase import Firebase
 from callboard_firebase_management.service import FirebaseManagement
+from callboard_firebase_management.store import firestore_health
 
 
 @hookimpl
 def register_services() -> Sequence[type[Service]]:
     return [FirebaseManagement]
+
+
+@hookimpl
+def register_health_checks(host: Host) -> dict[str, HealthCheck]:
+    """`firestore` in `/debug`, also when this plugin was put aside."""
+
+    async def firestore() -> dict[str, Any]:
+        return await firestore_health(await host.shared(Firebase))
+
+    return {"firestore": firestore}

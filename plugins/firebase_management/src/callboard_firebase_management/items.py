@@ -51,7 +51,7 @@ def notification_item(doc_id: str, data: Mapping[str, Any], written_at: datetime
         job_id=job_id,
         file_id=_text(data.get("file_id")),
         file_name=file_name,
-        collection_id=_text(data.get("collection_id")),
+        collection_id=company_of(data),
         collection_name=_text(data.get("collection_name")),
         function_name=_text(data.get("function_name")),
         status=status,
@@ -62,6 +62,11 @@ def notification_item(doc_id: str, data: Mapping[str, Any], written_at: datetime
         additional_info=_info_text(additional_info),
         info_message=_info_message(additional_info),
     )
+
+
+def company_of(data: Mapping[str, Any]) -> str:
+    """The company a notification belongs to, which `User.may_see` judges; empty for none."""
+    return _text(data.get("collection_id"))
 
 
 def moment(data: Mapping[str, Any], written_at: datetime) -> datetime:
@@ -89,15 +94,14 @@ class Newest:
         self.total = 0
         self._limit = limit
         self._user = user
-        self._heap: list[tuple[datetime, str, Item]] = []
+        self._heap: list[tuple[datetime, str, Mapping[str, Any], datetime]] = []
 
     def add(self, doc_id: str, data: Mapping[str, Any], written_at: datetime) -> bool:
         """Show it one; whether the user may see it."""
-        item = notification_item(doc_id, data, written_at)
-        if self._user is not None and not self._user.may_see(item["collection_id"]):
+        if self._user is not None and not self._user.may_see(company_of(data)):
             return False
         self.total += 1
-        entry = (moment(data, written_at), doc_id, item)
+        entry = (moment(data, written_at), doc_id, data, written_at)
         if len(self._heap) < self._limit:
             heapq.heappush(self._heap, entry)
         else:
@@ -106,7 +110,8 @@ class Newest:
 
     def items(self) -> list[Item]:
         """Newest first; of equal times, the greater document id first."""
-        return [item for _, _, item in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+        kept = sorted(self._heap, key=lambda entry: entry[:2], reverse=True)
+        return [notification_item(doc_id, data, written_at) for _, doc_id, data, written_at in kept]
 
 
 def _text(value: object, default: str = "") -> str:

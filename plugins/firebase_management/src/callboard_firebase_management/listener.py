@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import datetime
+from typing import Any
 
 from callboard import Event, Listener, User, event_id, listener
 from callboard.messages import utc_now
 from callboard_firebase.listen import Batch, Change
-from callboard_firebase_management.items import Newest, notification_item, wire_time
+from callboard_firebase_management.items import Newest, company_of, notification_item, wire_time
 from callboard_firebase_management.notifications import unread
 from callboard_firebase_management.reads import run_query
 from callboard_firebase_management.store import FirestoreService
@@ -67,11 +68,12 @@ class NotificationListener(Listener[FirestoreService]):
 
     def _delta(self, user: User, change: Change, read_time: datetime) -> Event | None:
         document = change.document
-        item = notification_item(document.id, document.data, document.update_time)
         was_shown = document.id in self._shown
-        if change.kind != "removed" and user.may_see(item["collection_id"]):
+        payload: dict[str, Any]
+        if change.kind != "removed" and user.may_see(company_of(document.data)):
             self._shown.add(document.id)
-            kind, payload = "notif.update" if was_shown else "notif.add", dict(item)
+            kind = "notif.update" if was_shown else "notif.add"
+            payload = {**notification_item(document.id, document.data, document.update_time)}
         elif was_shown:
             self._shown.discard(document.id)
             kind, payload = "notif.remove", {"doc_id": document.id}
