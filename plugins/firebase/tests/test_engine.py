@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from callboard.errors import InvalidArgs, Unavailable
 from callboard_firebase import Batch, ListenEngine, ListenOptions
 from callboard_local.firestore_process import FirestoreProcess
 
-from .conftest import Listening, listening, take, until
+from .conftest import QUICK, Listening, listening, take, until
 
 pytestmark = pytest.mark.anyio
 
@@ -273,6 +274,22 @@ async def _write_until_accepted(client: AsyncClient) -> None:
     write.delete(notes.document("deleted"))
     write.set(notes.document("added"), {"n": 1})
     await write.commit(timeout=15)
+
+
+async def test_a_frozen_server_is_noticed_and_found_again(tmp_path: Path) -> None:
+    with FirestoreProcess(data=tmp_path / "firestore.sqlite") as server:
+        async with (
+            listening(server.address, "demo", replace(QUICK, silence_timeout_s=0.2, probe_interval_s=0.2)) as opened,
+            opened.engine.watch(opened.client.document("notes/a")) as batches,
+        ):
+            await take(batches)
+            server.pause()
+            async with asyncio.timeout(20):
+                while opened.engine.stats().reconnects == 0:
+                    await asyncio.sleep(0.01)
+            server.resume()
+            await opened.client.document("notes/a").set({"n": 1}, timeout=10)
+            assert kinds(await take(batches)) == [("added", "a")]
 
 
 # -- 100 streams on a connection, as Google's servers allow

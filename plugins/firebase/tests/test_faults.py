@@ -430,6 +430,35 @@ async def test_a_server_that_never_answers_is_asked_anew() -> None:
         assert (stats.reconnects, stats.waiting, stats.connected) == (0, 1, 0)
 
 
+async def test_a_target_that_is_overlooked_is_asked_again_alone() -> None:
+    async def script(connection: Connection) -> None:
+        first, second = await connection.target(), await connection.target()
+        await connection.answer(first, at=10)
+
+        async def chatter() -> None:
+            for at in range(11, 1_000):
+                await connection.snapshot(at)
+                await asyncio.sleep(0.05)
+
+        async with asyncio.TaskGroup() as tasks:
+            talking = tasks.create_task(chatter())
+            assert await connection.removal() == second
+            again = await connection.target()
+            talking.cancel()
+        await connection.answer(again, at=1_001)
+        await connection.silence()
+
+    impatient = replace(QUICK, silence_timeout_s=0.2)
+    async with served(script, impatient) as (server, opened):
+        async with (
+            opened.engine.watch(opened.client.document("notes/a")) as answered,
+            opened.engine.watch(opened.client.document("notes/b")) as overlooked,
+        ):
+            await take(answered)
+            assert (await take(overlooked)).initial
+        assert len(server.connections) == 1
+
+
 async def test_a_snapshot_that_is_owed_and_never_comes_is_noticed() -> None:
     async def script(connection: Connection) -> None:
         target = await connection.target()

@@ -21,6 +21,7 @@ from firebase_admin import credentials, firestore_async
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore import AsyncClient
+from msgspec import Struct
 
 from callboard.errors import ConfigurationError, DeadlineExceeded, Unavailable
 from callboard_firebase.channel import connect, disconnect
@@ -39,7 +40,7 @@ class Firebase:
     raise Unavailable.
     """
 
-    Settings: ClassVar[type[FirebaseSettings]] = FirebaseSettings
+    Settings: ClassVar[type[Struct]] = FirebaseSettings
 
     def __init__(self, settings: FirebaseSettings) -> None:
         self.settings = settings

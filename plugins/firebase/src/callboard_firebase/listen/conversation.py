@@ -110,9 +110,9 @@ class Conversation:
         """The targets asked here that the server has never answered."""
         return [target for target in self._asked.values() if not target.proven]
 
-    def owed_since(self) -> float | None:
-        """Since when (loop time) the server owes a snapshot; None when it owes nothing."""
-        return next(iter(self._owed.values()), None)
+    def longest_owed(self) -> tuple[Target, float] | None:
+        """The target that waits longest for a snapshot, and since when (loop time); None when nothing is owed."""
+        return next(iter(self._owed.items()), None)
 
     def receive(self, response: Any) -> None:
         """Take in one raw `ListenResponse`."""

@@ -50,6 +50,8 @@ _BLAMELESS = frozenset(
 _UNAUTHENTICATED_ATTEMPTS = 3
 _STRIKES = 5
 _STRIKES_FORGOTTEN_S = 60.0
+# Time-outs that a target waits while the stream talks of others: a long first read must not look like silence.
+_PATIENCE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,13 +314,24 @@ class Stream:
             return
         self._ticks = self._loop.call_later(self._tick_s(), self._tick)
         now = self._loop.time()
-        owed_since = conversation.owed_since()
-        interval = self._options.probe_interval_s
-        if owed_since is not None and now - owed_since > self._options.silence_timeout_s:
+        silent_s = now - conversation.heard_at
+        timeout_s, interval_s = self._options.silence_timeout_s, self._options.probe_interval_s
+        owed = conversation.longest_owed()
+        if owed is not None and min(silent_s, now - owed[1]) > timeout_s:
             self._hang_up(StatusCode.DEADLINE_EXCEEDED)
-        elif interval is not None and self._probe is None and now - conversation.heard_at >= interval:
+        elif owed is not None and now - owed[1] > _PATIENCE * timeout_s:
+            self._overlooked(conversation, owed[0])
+        elif interval_s is not None and self._probe is None and silent_s >= interval_s:
             self._probe = probe(self._client)
             conversation.ask(self._probe)
+
+    def _overlooked(self, conversation: Conversation, target: Target) -> None:
+        """The stream talks, but not of this target."""
+        conversation.drop(target)
+        if target is self._probe:
+            self._probe = None
+        else:
+            self._ask_again(target, StatusCode.UNAVAILABLE)
 
     def _hang_up(self, status: StatusCode) -> None:
         """End the present connection from our side."""

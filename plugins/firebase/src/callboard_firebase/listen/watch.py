@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
+from copy import copy
 from datetime import datetime
 from types import MappingProxyType
 
@@ -55,8 +56,8 @@ class Watch(AsyncIterator[Batch]):
             if batch is not None:
                 return batch
             if self._failure is not None:
-                # Raised anew each time: a traceback must not grow with every reader.
-                raise self._failure.with_traceback(None)
+                # A copy: the same failure can end many watches, each in a task of its own.
+                raise copy(self._failure) from self._failure.__cause__
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
