@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import functools
 import itertools
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -33,6 +34,13 @@ _MAIN_CLASS = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def one_event_loop(anyio_backend: str) -> AsyncIterator[None]:
+    """Keeps one event loop for the session: gRPC may still deliver the last events of a stream to a closed one."""
+    yield
+    await asyncio.sleep(0)  # run what gRPC scheduled last
 
 
 @pytest.fixture(scope="session")
@@ -85,12 +93,20 @@ async def async_client(
 
 
 @pytest.fixture
-async def listening(async_client: firestore.AsyncClient) -> AsyncIterator[Callable[[], "Listening"]]:
+def listening(
+    async_client: firestore.AsyncClient, listen_on: Callable[[firestore.AsyncClient], "Listening"]
+) -> Callable[[], "Listening"]:
     """Opens streams on the client: `stream = listening()`."""
+    return functools.partial(listen_on, async_client)
+
+
+@pytest.fixture
+async def listen_on() -> AsyncIterator[Callable[[firestore.AsyncClient], "Listening"]]:
+    """Opens streams on any client: `stream = listen_on(client)`."""
     streams: list[Listening] = []
 
-    def open_stream() -> Listening:
-        streams.append(Listening(async_client))
+    def open_stream(client: firestore.AsyncClient) -> Listening:
+        streams.append(Listening(client))
         return streams[-1]
 
     yield open_stream
@@ -111,6 +127,7 @@ class Listening:
         self.resume_token = b""
         self._root = f"{client._database_string}/documents"
         self._targets: dict[int, dict[str, Any]] = {}
+        self._assumed: dict[int, dict[str, Any]] = {}
         self._requests: asyncio.Queue[ListenRequest | None] = asyncio.Queue()
         self._news = asyncio.Condition()
         self._ids = itertools.count(1)
@@ -129,6 +146,10 @@ class Listening:
         target_id = target_id if target_id is not None else next(self._ids)
         self.send(add_target=Target(target_id=target_id, **target))
         return target_id
+
+    def assume(self, target_id: int, state: dict[str, Any]) -> None:
+        """What the target held when the stream that it resumes was left."""
+        self._assumed[target_id] = dict(state)
 
     def send(self, **change: Any) -> None:
         self._requests.put_nowait(ListenRequest(database=self.client._database_string, **change))
@@ -175,6 +196,7 @@ class Listening:
                     self._fold(response._pb)
                     self._news.notify_all()
         finally:
+            self.half_close()  # gRPC leaves its reader of our requests waiting when the server ends a stream
             async with self._news:
                 self._news.notify_all()
 
@@ -198,7 +220,9 @@ class Listening:
         if change.resume_token:
             self.resume_token = change.resume_token
         for target_id in change.target_ids:
-            if change.target_change_type in {kinds.ADD, kinds.RESET}:
+            if change.target_change_type == kinds.ADD:
+                self._targets[target_id] = self._assumed.get(target_id, {})
+            elif change.target_change_type == kinds.RESET:
                 self._targets[target_id] = {}
             elif change.target_change_type == kinds.REMOVE:
                 del self._targets[target_id]

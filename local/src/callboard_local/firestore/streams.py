@@ -19,11 +19,13 @@ class ListenStream:
     """Writes, for every commit that concerns it, the changes of each target and then one NO_CHANGE.
 
     That last message names no target and carries the read time: now everything said before it is consistent.
-    A document that several targets share is sent once, with all of their ids.
+    A document that several targets share is sent once, with all of their ids. A client that leaves more than
+    `max_waiting` messages unread loses the stream.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, max_waiting: int = _MAX_WAITING) -> None:
         self._database = database
+        self._max_waiting = max_waiting
         self._targets: dict[int, ListenTarget] = {}
         self._outbox: asyncio.Queue[ListenResponse | None] = asyncio.Queue()
         self._failure: FirestoreError | None = None
@@ -143,7 +145,7 @@ class ListenStream:
         if self._failure is not None:
             return
         self._outbox.put_nowait(response)
-        if self._outbox.qsize() > _MAX_WAITING:
+        if self._outbox.qsize() > self._max_waiting:
             self.close(FailedPreconditionError("the client reads this stream too slowly"))
 
 

@@ -1,0 +1,103 @@
+"""All back ends together, and the sample data."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+import redis.asyncio
+from google.cloud.firestore import AsyncClient
+
+from callboard_local import Backends, FirestoreProcess, PortInUseError
+from callboard_local.seed import seed
+from callboard_local.server import free_port, is_free
+
+pytestmark = pytest.mark.anyio
+
+INVOICE_FIELDS = {
+    "invoiceReference", "recipient", "invoiceDescription", "totalAmountDueVATExcluded", "totalAmountDueVATIncluded",
+    "VATAmount", "recipientAddress", "dueDate", "sender", "invoiceDate", "currency", "VATPercentages",
+    "sender_country", "account_number", "account_name",
+}  # fmt: skip
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
+        yield taken.getsockname()[1]
+
+
+async def test_they_start_on_fixed_ports_tell_the_environment_and_stop() -> None:
+    base = free_port()
+    before = dict(os.environ)
+    async with Backends(base, project="p", seed=False) as backends:
+        assert backends.environ == {
+            "LISTENERS_REDIS_HOST": "127.0.0.1",
+            "LISTENERS_REDIS_PORT": str(base + 1),
+            "LISTENERS_REDIS_TLS": "false",
+            "FIRESTORE_EMULATOR_HOST": f"127.0.0.1:{base + 2}",
+            "GOOGLE_PROJECT_ID": "p",
+        }
+        async with redis.asyncio.from_url(backends.valkey.url) as client:
+            assert await client.ping()
+        assert not is_free(base + 2)
+    assert is_free(base + 1)
+    assert is_free(base + 2)
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(("offset", "name"), [(1, "Valkey"), (2, "Firestore")])
+async def test_a_taken_port_names_the_back_end_and_stops_the_other(taken_port: int, offset: int, name: str) -> None:
+    base = taken_port - offset
+    with pytest.raises(PortInUseError, match=f"{name} cannot listen on 127.0.0.1:{taken_port}"):
+        await Backends(base, seed=False).__aenter__()
+    assert is_free(base + 3 - offset)
+
+
+async def test_a_death_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async with Backends(seed=False) as backends:
+        died = asyncio.create_task(backends.died())
+        await backends.valkey.kill()
+        assert await died == "Valkey"
+
+
+async def test_a_cancelled_start_leaves_nothing_behind() -> None:
+    base = free_port()
+    starting = asyncio.create_task(Backends(base, seed=False).__aenter__())
+    while is_free(base + 1):
+        await asyncio.sleep(0.005)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert is_free(base + 1)
+    assert is_free(base + 2)
+
+
+async def test_the_sample_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Backends() as backends:
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", backends.firestore.address)
+        client = AsyncClient(project="demo")
+        home = client.document("clients/demo")
+        notifications = [snapshot.to_dict() or {} async for snapshot in home.collection("notifications").stream()]
+        assert {item["read"] for item in notifications} == {True, False}
+        job = (await home.collection("task_manager").document("job456").get()).to_dict() or {}
+        assert set(job["document"]["initial_data"]) == INVOICE_FIELDS
+        assert all(isinstance(count, int) for count in job["APBookeeper_step_status"].values())
+        balance = (await home.collection("billing").document("current_balance").get()).to_dict() or {}
+        assert balance["current_balance_minor"] == 3750
+        await client._firestore_api.transport.close()
+
+
+async def test_sample_data_is_written_once_and_never_over_yours(
+    firestore_server: FirestoreProcess, firestore_project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", firestore_server.address)
+    client = AsyncClient(project=firestore_project)
+    mine = client.document("clients/demo/task_manager/job456")
+    await mine.set({"status": "mine"})
+    written = await seed(client)
+    assert written > 0
+    assert await seed(client) == 0
+    assert (await mine.get()).to_dict() == {"status": "mine"}
+    await client._firestore_api.transport.close()

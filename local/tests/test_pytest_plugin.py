@@ -1,0 +1,25 @@
+"""The fixtures, as a plugin's author uses them: without a loop, and in a project of their own."""
+
+import pytest
+
+from callboard_local import FirestoreProcess, ValkeyServer
+
+_SEEN: pytest.StashKey[set[str]] = pytest.StashKey()
+
+
+def test_shared_servers_run_outside_a_loop(valkey_server: ValkeyServer, firestore_server: FirestoreProcess) -> None:
+    assert valkey_server.alive
+    assert firestore_server.alive
+
+
+def test_an_own_valkey_is_nobody_elses(own_valkey: ValkeyServer, valkey_server: ValkeyServer) -> None:
+    assert own_valkey.alive
+    assert own_valkey.port != valkey_server.port
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_every_test_has_a_project_of_its_own(firestore_project: str, request: pytest.FixtureRequest, turn: int) -> None:
+    seen = request.config.stash.setdefault(_SEEN, set())
+    assert firestore_project not in seen
+    seen.add(firestore_project)
+    assert len(seen) == turn
