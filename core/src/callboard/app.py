@@ -39,6 +39,7 @@ from callboard.rpc.router import Router
 from callboard.service import Context
 from callboard.settings import Settings, load
 from callboard.telemetry import Telemetry
+from callboard.version import VERSION
 
 OPEN_TIMEOUT_S = 30.0
 PROBE_WAIT_S = 5.0
@@ -166,7 +167,7 @@ class Callboard:
             for plugin in self.plugins.all:
                 up = metrics.plugin_up.labels(plugin.name, plugin.version)
                 up.set(plugin.state == "ready")
-            metrics.build_info.info({"version": _version()})
+            metrics.build_info.info({"version": VERSION})
             await stack.enter_async_context(self.listeners)
             await stack.enter_async_context(self.websockets)
             stack.push_async_callback(self.drain)
@@ -203,7 +204,7 @@ class Callboard:
     async def _prove_bus(self) -> None:
         """Wait a little for the bus's first probe; without Redis the service starts all the same, and heals."""
         until = time.monotonic() + PROBE_WAIT_S
-        while self.bus.probed_at is None and time.monotonic() < until:
+        while self.bus.probed_at is None and time.monotonic() < until:  # noqa: ASYNC110 - once, at start
             await asyncio.sleep(0.02)
 
     @asynccontextmanager
@@ -233,12 +234,6 @@ class Callboard:
         await self.websockets.drain()
         await self.router.drain(budget * 0.6)
         await self.listeners.drain()
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("callboard")
 
 
 def create_app(

@@ -9,7 +9,6 @@ import asyncio
 import hmac
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -26,6 +25,7 @@ from callboard.messages import Reply, encode, new_id
 from callboard.plugins import Plugins
 from callboard.rpc.router import Router
 from callboard.service import Service
+from callboard.version import VERSION
 
 CHECK_TIMEOUT_S = 2.0
 PROBE_FRESH_S = 10.0
@@ -49,7 +49,6 @@ class Health:
         self._plugins = plugins
         self._credentials = credentials
         self._checks = checks
-        self.version = version("callboard")
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -66,7 +65,7 @@ class Health:
         return _json(
             {
                 "status": "ok",
-                "version": self.version,
+                "version": VERSION,
                 "listeners_count": listeners.active_count(),
                 "workflow_listeners_count": sum(
                     listeners.active_count(name) for name in listeners.names() if name.startswith("workflow")
@@ -117,7 +116,7 @@ class Health:
                 "listeners": self._host.listeners.status(),
                 "replica": self._host.settings.replica_name(),
                 "state": self._lifecycle.state,
-                "version": self.version,
+                "version": VERSION,
             }
         )
 
@@ -131,7 +130,7 @@ class Health:
 
     async def show_version(self, _: Request) -> Response:
         plugins = {plugin.name: plugin.version for plugin in self._plugins.all}
-        return _json({"version": self.version, "api_versions": ["v1"], "plugins": plugins})
+        return _json({"version": VERSION, "api_versions": ["v1"], "plugins": plugins})
 
     def _service(self, namespace: str) -> Service | None:
         return next((s for p in self._plugins.healthy() for s in p.services if s.namespace == namespace), None)
