@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, cast
 
 import pytest
 from google.cloud.firestore import AsyncClient
+from google.cloud.firestore_v1.types import Document, Value, Write
 
 from callboard import Event, User
 from callboard.messages import encode
@@ -214,3 +215,25 @@ async def test_closing_ends_the_watch(service: FirebaseManagement) -> None:
         await asyncio.wait_for(anext(changes), 20)
         assert service.firebase.listen.stats().targets == 1
     assert service.firebase.listen.stats().targets == 0
+
+
+async def test_a_reference_into_another_project_does_not_end_the_stream(
+    service: FirebaseManagement, client: AsyncClient, listen: Listen
+) -> None:
+    """Google's own decoder raises for one."""
+    foreign = Value(reference_value="projects/other/databases/(default)/documents/clients/charles")
+    document = Document(
+        name=f"{client._database_string}/documents/{NOTIFICATIONS}/n1",
+        fields={"read": Value(boolean_value=False), "friend": foreign, "file_name": foreign},
+    )
+    await client._firestore_api.commit(
+        request={"database": client._database_string, "writes": [Write(update=document)]}
+    )
+    next_event = await listen(ADA)
+
+    for sync in (await next_event(), *await make_listener(service).snapshot(ADA)):
+        assert shown(sync) == ["n1"]
+    assert (await service.get_unread_notifications("ada"))[0]["doc_id"] == "n1"
+    found = await service.get_document(f"{NOTIFICATIONS}/n1")
+    assert found is not None
+    assert found["friend"].endswith("clients/charles")

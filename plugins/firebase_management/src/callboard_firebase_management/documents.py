@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from google.cloud.firestore import SERVER_TIMESTAMP, AsyncDocumentReference, DocumentSnapshot, FieldFilter
+from google.cloud.firestore import SERVER_TIMESTAMP, FieldFilter
 
 from callboard import FailedPrecondition, method
-from callboard_firebase.errors import translated
-from callboard_firebase.paths import segment
-from callboard_firebase.values import fields_from_wire, to_wire
+from callboard_firebase import fields_from_wire, segment, to_wire, translated
+from callboard_firebase_management.reads import find, get
 from callboard_firebase_management.store import DELETE_BATCH, BatchSize, FirestoreService, Merge
 
 MAX_FETCHED = 5_000
@@ -66,8 +65,8 @@ class Documents(FirestoreService):
     @method(effect="read")
     async def get_document(self, document_path: str) -> dict[str, Any] | None:
         """The document's fields; null when there is none."""
-        snapshot = await self._read(self.document(document_path))
-        return to_wire(snapshot.to_dict()) if snapshot.exists else None
+        found = (await get(self.client, self.document(document_path).path)).document
+        return to_wire(found.data) if found is not None else None
 
     @method(effect="read")
     async def get_raw_document(self, document_path: str) -> dict[str, Any] | None:
@@ -76,16 +75,16 @@ class Documents(FirestoreService):
         `{"id", "path", "create_time", "update_time", "read_time", "data"}`: the times are ISO 8601 in UTC with
         microseconds, `data` is what `get_document` returns.
         """
-        snapshot = await self._read(self.document(document_path))
-        if not snapshot.exists:
+        read = await get(self.client, self.document(document_path).path)
+        if (found := read.document) is None:
             return None
         return {
-            "id": snapshot.id,
-            "path": document_path,
-            "create_time": to_wire(snapshot.create_time),
-            "update_time": to_wire(snapshot.update_time),
-            "read_time": to_wire(snapshot.read_time),
-            "data": to_wire(snapshot.to_dict()),
+            "id": found.id,
+            "path": found.path,
+            "create_time": to_wire(found.create_time),
+            "update_time": to_wire(found.update_time),
+            "read_time": to_wire(read.read_time),
+            "data": to_wire(found.data),
         }
 
     @method(effect="write", retry_safe=True)
@@ -141,14 +140,10 @@ class Documents(FirestoreService):
         them, or FAILED_PRECONDITION when there are more than 5,000.
         """
         query = self.collection(collection_path).where(filter=FieldFilter("mandat_id", "==", mandat_id_value))
-        with translated():
-            found = [
-                {**to_wire(snapshot.to_dict()), "doc_id": snapshot.id}
-                async for snapshot in query.limit(max_docs or MAX_FETCHED + 1).stream()
-            ]
+        found = await find(self.client, query.limit(max_docs or MAX_FETCHED + 1))
         if len(found) > MAX_FETCHED:
             raise FailedPrecondition(f"More than {MAX_FETCHED} documents match; say how many are wanted: max_docs.")
-        return found
+        return [{**to_wire(document.data), "doc_id": document.id} for document in found]
 
     async def _add(self, path: str, fields: dict[str, Any], merge: Merge = None) -> str:
         # `set`, not `create`: Google's client repeats a write that got no answer, and `create` then finds the document
@@ -156,7 +151,3 @@ class Documents(FirestoreService):
         reference = self.collection(path).document()
         await self.put(reference, fields, merge)
         return str(reference.id)
-
-    async def _read(self, reference: AsyncDocumentReference) -> DocumentSnapshot[AsyncDocumentReference]:
-        with translated():
-            return await reference.get()

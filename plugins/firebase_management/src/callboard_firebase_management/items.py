@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from callboard import User
-from callboard_firebase.values import to_wire
+from callboard_firebase import to_wire
 
 
 class Item(TypedDict):

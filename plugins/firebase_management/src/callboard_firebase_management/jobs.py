@@ -5,19 +5,16 @@ A job lives in `clients/{uid}/notifications/{job_id|file_id|batch_id}`, or in an
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
-from google.cloud.firestore import SERVER_TIMESTAMP, AsyncDocumentReference, DocumentSnapshot, FieldFilter
+from google.cloud.firestore import SERVER_TIMESTAMP, FieldFilter
 
 from callboard import CallError, Event, InvalidArgs, NotFound, method
 from callboard.messages import check_identifier
-from callboard_firebase.errors import translated
-from callboard_firebase.paths import segment
-from callboard_firebase.values import fields_from_wire, from_wire
+from callboard_firebase import Document, fields_from_wire, from_wire, segment
 from callboard_firebase_management.items import moment
+from callboard_firebase_management.reads import find, get
 from callboard_firebase_management.store import FirestoreService
-
-Snapshot: TypeAlias = DocumentSnapshot[AsyncDocumentReference]
 
 CANDIDATES = 50
 """Documents looked at when a job's document does not bear its id as a name."""
@@ -64,7 +61,7 @@ class Jobs(FirestoreService):
             raise InvalidArgs("job_id or file_id is needed")
         for field, value in (("job_id", job_id), ("file_id", file_id)):
             if value is not None and (found := await self._find(user_id, field, value)):
-                status = (found.to_dict() or {}).get("status")
+                status = found.data.get("status")
                 return status if isinstance(status, str) else None
         return None
 
@@ -88,7 +85,7 @@ class Jobs(FirestoreService):
         if (found := await self._newest_with(user_id, "job_id", job_id)) is None:
             return False
         try:
-            await self.change(found.reference, fields)
+            await self.change(self.document(found.path), fields)
         except NotFound:
             return False  # deleted in between
         return True
@@ -118,17 +115,15 @@ class Jobs(FirestoreService):
             # The write stands, and an error would make the caller repeat it; the next sync brings the state.
             self.log.warning("publish_failed", type="notif.job_updated", code=error.code)
 
-    async def _find(self, user_id: str, field: str, value: str) -> Snapshot | None:
-        reference = self.notifications(user_id).document(segment(value))
-        with translated():
-            named = await reference.get()
-        return named if named.exists else await self._newest_with(user_id, field, value)
+    async def _find(self, user_id: str, field: str, value: str) -> Document | None:
+        named = self.notifications(user_id).document(segment(value))
+        found = (await get(self.client, named.path)).document
+        return found or await self._newest_with(user_id, field, value)
 
-    async def _newest_with(self, user_id: str, field: str, value: str) -> Snapshot | None:
+    async def _newest_with(self, user_id: str, field: str, value: str) -> Document | None:
         query = self.notifications(user_id).where(filter=FieldFilter(field, "==", value)).limit(CANDIDATES)
-        with translated():
-            found = [snapshot async for snapshot in query.stream()]
-        return max(found, key=lambda one: moment(one.to_dict() or {}, one.update_time), default=None)
+        found = await find(self.client, query)
+        return max(found, key=lambda one: moment(one.data, one.update_time), default=None)
 
 
 def user_of_notifications(path: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from callboard import Event, Listener, User, event_id, listener
 from callboard.messages import utc_now
-from callboard_firebase.listen import Batch, Change
+from callboard_firebase import Batch, Change
 from callboard_firebase_management.items import Newest, company_of, notification_item, wire_time
 from callboard_firebase_management.notifications import unread
 from callboard_firebase_management.reads import run_query

@@ -9,7 +9,7 @@ import msgspec
 from google.cloud.firestore import AsyncCollectionReference, AsyncQuery, FieldFilter, Query
 
 from callboard import method
-from callboard_firebase.paths import segment
+from callboard_firebase import segment
 from callboard_firebase_management.items import Item, Newest, notification_item
 from callboard_firebase_management.reads import run_query
 from callboard_firebase_management.store import FirestoreService

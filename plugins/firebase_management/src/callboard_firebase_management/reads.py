@@ -1,47 +1,78 @@
-"""A query's result together with its read time, which Google's client drops when nothing was found.
+"""Reads, with their read time, which Google's client drops when nothing was found.
 
-The documents are decoded as the listen engine decodes them: what a watch can deliver, a read can too.
+The documents are decoded as the listen engine decodes them, so what a watch can deliver, a read can too: Google's own
+decoder raises for a reference into another database. Private names of Google's client are used here as they are in
+the engine; both are tested against Google's emulator.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from google.api_core.gapic_v1.method import DEFAULT
 from google.cloud.firestore import AsyncClient, AsyncQuery
-from google.cloud.firestore_v1.types import RunQueryResponse
+from google.cloud.firestore_v1.types import BatchGetDocumentsResponse, RunQueryResponse
 
-from callboard_firebase.errors import translated
-from callboard_firebase.listen import Document
+from callboard_firebase import Document, translated
 from callboard_firebase.listen.documents import decode, timestamp
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One step of a query: a document, or None in a step that only tells how far the server has read."""
+    """A document, or None where there was none, and the time as of which that holds."""
 
     document: Document | None
     read_time: datetime
 
 
-async def run_query(client: AsyncClient, query: AsyncQuery) -> AsyncGenerator[Read, None]:
-    """What a query finds, one by one; at least one step, so that the read time is known. Close it when stopping early.
-
-    Private names of Google's client are used here and in the listen engine, and tested in both.
-    """
-    request, _, options = query._prep_stream(retry=DEFAULT)
-    prefix = f"{client._database_string}/documents/"
+async def get(client: AsyncClient, path: str) -> Read:
+    """The document at a path."""
+    request = {"database": client._database_string, "documents": [_prefix(client) + path]}
     with translated():
-        responses = await client._firestore_api.run_query(request=request, metadata=client._rpc_metadata, **options)
-        try:
+        answer = await client._firestore_api.batch_get_documents(request=request, metadata=client._rpc_metadata)
+        async with _ending(answer) as responses:
+            async for response in responses:
+                raw = BatchGetDocumentsResponse.pb(response)
+                found = _decode(client, raw.found) if raw.HasField("found") else None
+                return Read(found, timestamp(raw.read_time))
+    raise RuntimeError("Firestore answered a get with nothing")
+
+
+async def run_query(client: AsyncClient, query: AsyncQuery) -> AsyncGenerator[Read, None]:
+    """What a query finds, one by one; one step without a document when it finds none. Close it when stopping early."""
+    request, _, options = query._prep_stream(retry=DEFAULT)
+    with translated():
+        answer = await client._firestore_api.run_query(request=request, metadata=client._rpc_metadata, **options)
+        async with _ending(answer) as responses:
             async for response in responses:
                 raw = RunQueryResponse.pb(response)
                 if raw.HasField("document"):
-                    path = raw.document.name.removeprefix(prefix)
-                    yield Read(decode(raw.document, path, client), timestamp(raw.read_time))
+                    yield Read(_decode(client, raw.document), timestamp(raw.read_time))
                 elif raw.HasField("read_time"):
                     yield Read(None, timestamp(raw.read_time))
-        finally:
-            responses.cancel()
+
+
+async def find(client: AsyncClient, query: AsyncQuery) -> list[Document]:
+    """All that a query with a limit finds."""
+    return [one.document async for one in run_query(client, query) if one.document is not None]
+
+
+@asynccontextmanager
+async def _ending(answer: Any) -> AsyncIterator[Any]:
+    """A stream of responses, which is cancelled when it is not read to its end."""
+    try:
+        yield answer
+    finally:
+        answer.cancel()
+
+
+def _prefix(client: AsyncClient) -> str:
+    return f"{client._database_string}/documents/"
+
+
+def _decode(client: AsyncClient, raw: Any) -> Document:
+    return decode(raw, raw.name.removeprefix(_prefix(client)), client)

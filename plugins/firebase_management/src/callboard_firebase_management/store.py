@@ -21,9 +21,7 @@ from google.cloud.firestore_v1.field_path import FieldPath
 from callboard import Cancelled, ConfigurationError, InvalidArgs, NotFound, Service, Unavailable
 from callboard.errors import DeadlineExceeded, OutcomeUnknown
 from callboard.messages import check_identifier
-from callboard_firebase import Firebase
-from callboard_firebase.errors import translated
-from callboard_firebase.paths import collection_path, document_path, join
+from callboard_firebase import Firebase, collection_path, document_path, join, translated
 
 Merge: TypeAlias = bool | Annotated[list[str], msgspec.Meta(min_length=1)] | None
 """None or False: the document is replaced; True: fields not given stay; a list: these fields alone are written.
