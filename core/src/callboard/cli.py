@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import sys
@@ -64,10 +65,10 @@ def plugins(as_json: bool) -> None:
     """List the installed plugins and what they bring."""
     environ = {**os.environ, "LISTENERS_STRICT": ""}
     settings = load(Settings, environ)
-    found = Plugins(settings, environ, Telemetry(replica="cli", stream=open(os.devnull, "w")))  # noqa: SIM115
+    found = Plugins(settings, environ, Telemetry(replica="cli", stream=io.StringIO()))
     found.discover()
     found.build_services()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": plugin.name,
             "distribution": plugin.distribution,

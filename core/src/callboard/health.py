@@ -137,7 +137,7 @@ class Health:
 
     def _redis(self) -> dict[str, Any]:
         bus = self._host.bus
-        report = {"status": self._host.connections.state, "bus": bus.state}
+        report: dict[str, Any] = {"status": self._host.connections.state, "bus": bus.state}
         if bus.probe_rtt_s is not None:
             report["probe_rtt_ms"] = round(bus.probe_rtt_s * 1000, 2)
         return report

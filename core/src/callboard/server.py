@@ -63,6 +63,8 @@ class Server(uvicorn.Server):
         # The listening sockets stay open meanwhile, so that the load balancer reads "not ready" and not "gone".
         await self._callboard.drain()
         await super().shutdown(sockets)
+        # The signal was obeyed; uvicorn would raise it again, and a clean stop would exit with 143 instead of 0.
+        self._captured_signals.clear()
 
 
 def listen(host: str, port: int) -> socket.socket:

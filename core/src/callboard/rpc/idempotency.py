@@ -248,17 +248,13 @@ class Idempotency:
         """Give records whose owner died a Redis TTL; returns how many entries left the index."""
         commands = self._connections.commands
         with redis_errors(self._connections):
-            overdue = await commands.zrangebyscore(_RUNNING, "-inf", time.time(), start=0, num=batch)
+            overdue: Any = await commands.zrangebyscore(_RUNNING, "-inf", time.time(), start=0, num=batch)
             if not overdue:
                 return 0
             pipe = commands.pipeline(transaction=False)
             for record in overdue:
-                pipe.eval(_SETTLE, 1, _PREFIX + _text(record), self._record_ms)
+                pipe.eval(_SETTLE, 1, _PREFIX + record.decode(), self._record_ms)
             settled = [r for r, done in zip(overdue, await pipe.execute(), strict=True) if done]
             if settled:
                 await commands.zrem(_RUNNING, *settled)
         return len(settled)
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

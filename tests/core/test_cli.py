@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+from click.testing import CliRunner, Result
+
+from callboard import Service, hookimpl, method
+from callboard.cli import main
+from callboard.testing import Service as Running
+from callboard.testing import serving
+from callboard_local import ValkeyServer
+
+pytestmark = pytest.mark.anyio
+
+
+class Echo(Service):
+    namespace = "ECHO"
+
+    @method(effect="read")
+    async def both(self, first: str, second: int = 0) -> list[object]:
+        return [first, second, self.context.user_id]
+
+
+class plugin:  # noqa: N801 - stands for a module
+    @staticmethod
+    @hookimpl
+    def register_services() -> list[type[Service]]:
+        return [Echo]
+
+
+@pytest.fixture
+async def service(valkey_server: ValkeyServer) -> AsyncIterator[Running]:
+    environ = {"LISTENERS_REDIS_HOST": "127.0.0.1", "LISTENERS_REDIS_PORT": str(valkey_server.port)}
+    async with serving(plugin, environ=environ) as running:
+        yield running
+
+
+def invoke(*args: str, **environ: str) -> Result:
+    return CliRunner().invoke(main, args, env=environ, catch_exceptions=False)
+
+
+async def call(service: Running, *args: str, token: str = "test") -> Result:
+    return await asyncio.to_thread(invoke, "call", "--url", service.url, "--token", token, *args)
+
+
+async def test_call(service: Running) -> None:
+    result = await call(service, "ECHO.both", "hello", "second=7", "--user", "demo")
+    assert (result.exit_code, json.loads(result.output)["data"]) == (0, ["hello", 7, "demo"])
+
+
+async def test_a_failed_call_shows_the_reply_and_exits_1(service: Running) -> None:
+    result = await call(service, "ECHO.nothing")
+    assert (result.exit_code, json.loads(result.output)["error"]["code"]) == (1, "METHOD_NOT_FOUND")
+
+
+async def test_a_wrong_token_shows_the_refusal(service: Running) -> None:
+    result = await call(service, "ECHO.both", "x", token="wrong")
+    assert (result.exit_code, json.loads(result.output)["error"]["code"]) == (1, "PERMISSION_DENIED")
+
+
+def test_nobody_there_is_a_clear_error() -> None:
+    result = invoke("call", "--url", "http://127.0.0.1:9", "ECHO.both")
+    assert result.exit_code == 2
+    assert "no service answers at http://127.0.0.1:9" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_plugins_lists_what_is_installed() -> None:
+    rows = json.loads(invoke("plugins", "--json").output)
+    assert {row["name"] for row in rows} >= {"firebase_management", "registry", "workflow"}
+    methods = {name for row in rows for name in row["methods"]}
+    assert {"REGISTRY.register_user", "WORKFLOW.watch_job"} <= methods
+    assert "REGISTRY.register_user" in invoke("plugins").output
+
+
+def test_serve_refuses_to_start_without_a_token() -> None:
+    result = invoke("serve", "--port", "0", LISTENERS_SERVICE_TOKEN="", USE_LOCAL_REDIS="true")
+    assert result.exit_code == 2
+    assert "LISTENERS_SERVICE_TOKEN is not set" in result.stderr
+
+
+async def test_serve_starts_stops_and_leaves_with_0(valkey_server: ValkeyServer) -> None:
+    """A whole process: ready, then SIGTERM."""
+    environ = {
+        "LISTENERS_SERVICE_TOKEN": "t0ken",
+        "LISTENERS_REDIS_HOST": "127.0.0.1",
+        "LISTENERS_REDIS_PORT": str(valkey_server.port),
+        "LISTENERS_PLUGINS": "registry",
+        "PATH": "",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "callboard", "serve", "--port", "0", "--host", "127.0.0.1",
+        env=environ, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    events = []
+    async for line in process.stdout:
+        events.append(json.loads(line)["event"])
+        if events[-1] == "service_ready":
+            process.terminate()
+    assert await process.wait() == 0
+    assert events[0] == "service_start"
+    assert events[-2:] == ["service_drain", "service_stop"]
