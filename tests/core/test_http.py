@@ -385,7 +385,7 @@ async def test_too_many_in_flight_is_429(service: Service) -> None:
 
 async def test_starting_and_draining_are_503(service: Service) -> None:
     for state in ("starting", "draining", "stopped"):
-        service.lifecycle.state = state  # type: ignore[assignment]
+        service.lifecycle.state = state
         response = await service.post({"method": "NS.a"})
         assert refused(response, 503, "UNAVAILABLE")["retry_after_ms"] == 2_000
         assert response.headers["retry-after"] == "2"
