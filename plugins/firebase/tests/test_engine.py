@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from google.cloud.firestore import AsyncClient
 from google.cloud.firestore_v1.base_query import FieldFilter
+from google.cloud.firestore_v1.vector import Vector
 
 from callboard.errors import InvalidArgs, Unavailable
 from callboard_firebase import Batch, ListenEngine, ListenOptions
@@ -94,10 +95,12 @@ async def test_one_commit_is_one_batch(firestore: Listening) -> None:
 async def test_references_and_maps_are_decoded(firestore: Listening) -> None:
     note = firestore.client.document("notes/a")
     elsewhere = AsyncClient(project="another", credentials=firestore.client._credentials).document("x/y")
-    await note.set({"own": note, "other": {"list": [elsewhere]}})
+    vector = Vector([1.0, 2.0])
+    await note.set({"own": note, "other": {"list": [elsewhere]}, "vector": vector, "one": {"key": 1}})
     async with firestore.engine.watch(note) as batches:
         data = (await take(batches)).documents["notes/a"].data
     assert data["own"] == note
+    assert (data["vector"], data["one"]) == (vector, {"key": 1})
     assert data["other"] == {"list": ["projects/another/databases/(default)/documents/x/y"]}
 
 
@@ -326,3 +329,11 @@ async def connected(opened: Listening, streams: int) -> None:
 
 async def watching(stack: AsyncExitStack, opened: Listening, number: int) -> AsyncIterator[Batch]:
     return await stack.enter_async_context(opened.engine.watch(opened.client.document(f"many/{number}")))
+
+
+@pytest.mark.parametrize(
+    "figures", [{"targets_per_stream": 0}, {"streams_per_connection": 0}, {"silence_timeout_s": 0}]
+)
+def test_figures_that_cannot_work_are_refused(figures: dict[str, int]) -> None:
+    with pytest.raises(ValueError):
+        ListenOptions(**figures)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from google.auth.credentials import Credentials
 from grpc import StatusCode
 
 from callboard.errors import (
@@ -211,6 +212,41 @@ async def test_credentials_are_renewed_before_a_watch_is_given_up() -> None:
 
     async with served(script) as (_, opened), opened.engine.watch(opened.client.document("notes/a")) as batches:
         assert (await take(batches)).initial
+
+
+async def test_renewing_means_that_the_token_is_not_used_again() -> None:
+    class Renewable(Credentials):
+        def refresh(self, request: object) -> None:
+            raise NotImplementedError
+
+    async def script(connection: Connection) -> None:
+        if connection.number == 1:
+            await connection.fail(StatusCode.UNAUTHENTICATED)
+        await connection.answer(await connection.target(), at=10)
+        await connection.silence()
+
+    async with served(script) as (_, opened):
+        opened.client._credentials = credentials = Renewable()  # type: ignore[no-untyped-call]
+        credentials.token = "stale"
+        async with opened.engine.watch(opened.client.document("notes/a")) as batches:
+            await take(batches)
+        assert credentials.token is None
+
+
+async def test_a_refusal_that_no_target_explains_drops_the_tokens_then_gives_up() -> None:
+    async def script(connection: Connection) -> None:
+        target = await connection.target()
+        if connection.number == 1:
+            await connection.answer(target, at=10, token=b"ten")
+        elif connection.number == 2:
+            await connection.answer(target, at=11)
+        await connection.fail(StatusCode.INVALID_ARGUMENT)
+
+    async with served(script) as (server, opened), opened.engine.watch(opened.client.document("notes/a")) as batches:
+        await take(batches)
+        with pytest.raises(InvalidArgs):
+            await take(batches)
+        assert [one.asked[0].resume_token for one in server.connections] == [b"", b""]
 
 
 async def test_credentials_that_stay_bad_end_the_watch() -> None:
@@ -487,7 +523,8 @@ async def test_a_quiet_stream_is_probed_and_a_mute_one_reopened() -> None:
         if connection.number == 1:
             await connection.answer(probe, at=11)
             assert await connection.removal() == probe
-            await connection.target()  # the second probe, unanswered
+            await connection.change(Kind.REMOVE, await connection.target(), cause=7)  # an answer too
+            await connection.target()  # the third probe, unanswered
         await connection.silence()
 
     probing = replace(QUICK, probe_interval_s=0.1, silence_timeout_s=0.2)
