@@ -64,6 +64,7 @@ class Callboard:
             replica=settings.replica_name(), readable=settings.dev, debug=settings.debug
         )
         self.lifecycle = Lifecycle()
+        self._let_go = False
 
         self.plugins = Plugins(settings, environ, self.telemetry)
         if plugins is None:
@@ -225,11 +226,13 @@ class Callboard:
     async def drain(self) -> None:
         """Let go, inside the budget: no new work, sockets reconnect elsewhere, calls finish, leases are released.
 
-        Called at SIGTERM, before the server closes its sockets; a second call does nothing new.
+        Called at SIGTERM, before the server closes its sockets; a second call does nothing.
         """
-        if self.lifecycle.state in ("starting", "ready"):
-            self.telemetry.log.info("service_drain", calls=self.router.in_flight, sockets=self.websockets.connections)
+        if self._let_go:
+            return
+        self._let_go = True
         self.lifecycle.drain()
+        self.telemetry.log.info("service_drain", calls=self.router.in_flight, sockets=self.websockets.connections)
         budget = self.settings.drain_timeout_s
         await self.websockets.drain()
         await self.router.drain(budget * 0.6)

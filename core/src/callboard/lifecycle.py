@@ -1,4 +1,4 @@
-"""Where the service is in its life: `starting`, `ready`, `draining`, `stopped`; the doors ask it before they let work in."""
+"""The service's life: `starting`, `ready`, `draining`, `stopped`. The doors ask it before they let work in."""
 
 from __future__ import annotations
 
