@@ -154,7 +154,7 @@ async def test_watching_and_unwatching_while_listening(replica: Running, heard: 
     assert {event.job_id for event in await next_events(heard, 2)} == {"a", "b"}
     await replica.call("LISTENERS.start_workflow_listener_for_job", replica.uid, "b")
     assert (await heard.next()).payload["job_id"] == "b"
-    await eventually(lambda: replica.workflow.trackers[replica.uid].__len__() == 1)
+    await eventually(lambda: len(replica.workflow.listening[replica.uid].tracker) == 1)
     await replica.call("LISTENERS.stop_workflow_listener_for_job", replica.uid, "b")
     again = await next_events(heard, 2)
     assert {(event.type, event.job_id) for event in again} == {("workflow.sync", "a"), ("workflow.sync", "b")}
@@ -208,7 +208,7 @@ async def test_the_cache_goes_when_the_user_does(replica: Running, heard: Subscr
     await heard.next("workflow.sync")
     assert (await replica.workflow.health())["cache_entries"] == 1
     await replica.leave()
-    await eventually(lambda: not replica.workflow.trackers, within_s=40)
+    await eventually(lambda: not replica.workflow.listening, within_s=40)
     assert (await replica.workflow.health())["cache_entries"] == 0
 
 
@@ -278,7 +278,7 @@ async def test_a_user_without_jobs_gets_no_event_and_then_the_first_job(
 ) -> None:
     assert await replica.service.callboard.listeners.snapshot(replica.uid) == []
     await replica.enter()
-    await eventually(lambda: replica.uid in replica.workflow.trackers)
+    await eventually(lambda: replica.uid in replica.workflow.listening)
     await jobs.put("a", INVOICE)
     assert (await heard.next()).payload["job_id"] == "a"
 

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
 
 from msgspec import Struct
 
-from callboard import Event, Help, Listener, Service, Unavailable, User, listener, method, variable
+from callboard import Event, Help, Listener, Service, User, listener, method, variable
 from callboard.messages import check_identifier
 from callboard.service import ListenerSpec
 from callboard.settings import load
-from callboard_firebase import Batch, Firebase, FirebaseSettings, segment
-from callboard_workflow_listener.feed import Feed
+from callboard_firebase import Firebase, FirebaseSettings, segment
+from callboard_workflow_listener.listening import Listening
 from callboard_workflow_listener.source import Source
-from callboard_workflow_listener.tracker import Part, Tracker
 from callboard_workflow_listener.watched import WatchedJobs
 
 LISTENER = "workflow"
-LOOK_S = 3.0
-"""How long a watch_job answered by another replica may go unnoticed by the one that listens, seconds."""
 _MAX_USERS_SHOWN = 1_000
-
-Key: TypeAlias = tuple[str, Part | None]
-"""A stream of the listener's feed: a job and which of its documents; or one of these two."""
-_WATCHED: Key = ("watched jobs", None)
-_COLLECTION: Key = ("collection", None)
 
 
 class WorkflowSettings(Struct, frozen=True, kw_only=True):
@@ -65,8 +56,7 @@ class Workflow(Service):
         self.firebase = await self.host.shared(Firebase)
         self.source = Source(self.firebase)
         self.watched = WatchedJobs(self.host.connections)
-        self.trackers: dict[str, Tracker] = {}
-        self._changed: dict[str, asyncio.Event] = {}
+        self.listening: dict[str, Listening] = {}
 
     def listeners(self) -> list[ListenerSpec]:  # type: ignore[override]
         """None while WORKFLOW_LISTENER_ENABLED is false, or without a Firebase to listen to."""
@@ -78,9 +68,9 @@ class Workflow(Service):
         return {
             "status": status,
             "enabled": self.settings.enabled,
-            "active_count": len(self.trackers),
-            "users": sorted(str(self.host.telemetry.user(uid)) for uid in list(self.trackers)[:_MAX_USERS_SHOWN]),
-            "cache_entries": sum(len(tracker) for tracker in self.trackers.values()),
+            "active_count": len(self.listening),
+            "users": sorted(str(self.host.telemetry.user(uid)) for uid in list(self.listening)[:_MAX_USERS_SHOWN]),
+            "cache_entries": sum(len(listening.tracker) for listening in self.listening.values()),
         }
 
     # -- methods
@@ -110,99 +100,60 @@ class Workflow(Service):
             self.host.listeners.is_active(user_id, LISTENER),
             "off" if not self._can_listen() else "documents" if watched else "collection",
             watched,
-            len(self.trackers.get(user_id, ())),
+            len(self.listening[user_id].tracker) if user_id in self.listening else 0,
         )
 
     # -- the listener
 
-    @listener(name=LISTENER, begins_with_sync=True)
+    @listener(name=LISTENER)
     class Jobs(Listener["Workflow"]):
-        """One user's jobs. What it remembers of them is its tracker's, and goes when listening ends."""
+        """One user's jobs. What it remembers of them goes when listening ends.
+
+        The instance that listens has the state in its hands, from the very read that its changes go on from: the sync
+        which the core asks of it costs nothing and misses nothing. Any other instance reads the source.
+        """
+
+        _listening: Listening | None = None
 
         async def snapshot(self, user: User) -> list[Event]:
             """`workflow.sync` of each watched job; with none watched, of the 200 most recently updated."""
-            source = self.service.source
-            watched = await self.service.watched.get(user.uid)
-            return await (source.read_documents(user.uid, watched) if watched else source.read_collection(user.uid))
+            if self._listening is not None:
+                return await self._listening.snapshot()
+            return await self.service.read(user.uid)
 
-        async def changes(self, user: User) -> AsyncIterator[Event]:
-            service, tracker = self.service, Tracker(user.uid)
-            service.trackers[user.uid] = tracker
-            try:
-                async with Feed[Key, Batch | frozenset[str]]() as feed:
-                    feed.add(_WATCHED, service.watched_jobs(user.uid))
-                    async for key, item in feed:
-                        if isinstance(item, frozenset):
-                            await service.aim(feed, tracker, item)
-                        else:
-                            for event in service.take(tracker, key, item):
-                                yield event
-            finally:
-                if service.trackers.get(user.uid) is tracker:
-                    del service.trackers[user.uid]
+        def changes(self, user: User) -> AsyncIterator[Event]:
+            service = self.service
+            self._listening = Listening(user.uid, service.source, service.watched, service.log_change)
+            return service.listen(self._listening)
 
-    async def watched_jobs(self, uid: str) -> AsyncGenerator[frozenset[str], None]:
-        """The user's watched jobs, at first and whenever they may have changed; tends them meanwhile."""
-        changed = self._changed[uid] = asyncio.Event()
+    async def listen(self, listening: Listening) -> AsyncIterator[Event]:
+        """The user's changes; `status`, `health` and `watch_job` know of it meanwhile."""
+        uid = listening.tracker.uid
+        self.listening[uid] = listening
         try:
-            while True:
-                changed.clear()
-                try:
-                    watched = await self.watched.tend(uid)
-                except Unavailable:
-                    watched = None  # what was last known holds; the core reports the outage
-                if watched is not None:
-                    yield watched
-                await _wait(changed, LOOK_S * random.uniform(0.8, 1.2))  # noqa: S311 - spreads the users
+            async with aclosing(listening.changes()) as changes:
+                async for event in changes:
+                    yield event
         finally:
-            if self._changed.get(uid) is changed:
-                del self._changed[uid]
+            if self.listening.get(uid) is listening:
+                del self.listening[uid]
 
-    async def aim(self, feed: Feed[Key, Any], tracker: Tracker, watched: frozenset[str]) -> None:
-        """Have the feed carry these jobs' documents, or the collection when there are none."""
-        parts: tuple[Part, ...] = ("job", "older")
-        wanted: set[Key] = {(job_id, part) for job_id in watched for part in parts} or {_COLLECTION}
-        for key in feed.keys() - wanted - {_WATCHED}:
-            await feed.remove(key)
-            if key == _COLLECTION:
-                tracker.clear()
-            else:
-                tracker.forget(key[0])
-        for key in sorted(wanted - feed.keys(), key=str):
-            job_id, part = key
-            feed.add(
-                key,
-                self.source.watch_document(tracker.uid, job_id, part)
-                if part
-                else self.source.watch_collection(tracker.uid),
-            )
+    async def read(self, uid: str) -> list[Event]:
+        watched = await self.watched.get(uid)
+        return await (self.source.read_documents(uid, watched) if watched else self.source.read_collection(uid))
 
-    def take(self, tracker: Tracker, key: Key, batch: Batch) -> list[Event]:
-        """The events of a batch, each change logged by the names of what changed."""
-        job_id, part = key
-        events = tracker.take_document(job_id, part, batch) if part else tracker.take_collection(batch)
-        for event in events:
-            if event.type == "workflow.invoice_update":
-                self._log("workflow_invoice_changes", event, event.payload["invoice_changes"])
-            elif event.type == "workflow.step_update":
-                self._log("workflow_step_changes", event, next(iter(event.payload["step_changes"].values())))
-        return events
-
-    def _log(self, name: str, event: Event, changes: dict[str, Any]) -> None:
-        self.log.info(name, uid=self.host.telemetry.user(event.uid), fields=sorted(changes))
+    def log_change(self, event: Event) -> None:
+        """The names of what changed, never the values."""
+        user = self.host.telemetry.user(event.uid)
+        if invoice := event.payload.get("invoice_changes"):
+            self.log.info("workflow_invoice_changes", uid=user, fields=sorted(invoice))
+        for steps in event.payload.get("step_changes", {}).values():
+            self.log.info("workflow_step_changes", uid=user, fields=sorted(steps))
 
     async def _watching(self, user_id: str) -> Watching:
-        if changed := self._changed.get(user_id):
-            changed.set()
+        if listening := self.listening.get(user_id):
+            listening.look()
         return Watching(user_id, sorted(await self.watched.get(user_id)))
 
     def _can_listen(self) -> bool:
         return self.settings.enabled and load(FirebaseSettings, self.host.environ).configured
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -32,6 +32,12 @@ class _Tracked:
     told: Job | None = None
     existed: bool = False
 
+    def as_of(self) -> datetime:
+        return min(self.read_times.values())
+
+    def updated_at(self) -> datetime:
+        return max((document.update_time for document in self.documents.values() if document), default=self.as_of())
+
 
 class Tracker:
     def __init__(self, uid: str) -> None:
@@ -46,6 +52,14 @@ class Tracker:
 
     def forget(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)
+
+    def syncs(self) -> list[Event]:
+        """Every job as a whole, as last told; of many, the most recently updated."""
+        told = [(job_id, tracked) for job_id, tracked in self._jobs.items() if tracked.told is not None]
+        return [
+            sync_event(self.uid, job_id, tracked.documents["job"], tracked.documents["older"], as_of=tracked.as_of())
+            for job_id, tracked in nlargest(MAX_SYNCED, told, key=lambda item: item[1].updated_at())
+        ]
 
     def take_collection(self, batch: Batch) -> list[Event]:
         """The events of a batch of the whole collection."""
@@ -75,7 +89,7 @@ class Tracker:
         told, tracked.told = tracked.told, read_job(_data(job), _data(older))
         existed, tracked.existed = tracked.existed, bool(job or older)
         if told is None or existed != tracked.existed:
-            return [sync_event(self.uid, job_id, job, older, as_of=min(tracked.read_times.values()))]
+            return [sync_event(self.uid, job_id, job, older, as_of=tracked.as_of())]
         events = []
         for part, document in parts.items():
             if (cause := document or before.get(part)) is not None:
