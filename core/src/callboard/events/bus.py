@@ -159,9 +159,11 @@ class Bus:
             return
         self._flush_soon()
         done, _ = await asyncio.wait({confirmed}, timeout=self._subscribe_timeout_s)
-        if not done or confirmed.result() is not None:
+        if not done:
             self._missed = True
             raise Unavailable("The event bus cannot subscribe now.")
+        if confirmed.result() is not None:
+            raise Unavailable("Redis refuses this subscription.")
 
     async def unsubscribe(self, channel: str) -> None:
         """Take one `subscribe` back; KeyError when there is none. Does not wait for Redis."""
