@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from callboard_local import PortInUseError, StartError, ValkeyServer
-from callboard_local import valkey as valkey_module
+from callboard_local import server as server_module
 from callboard_local.server import free_port
 from callboard_local.valkey import bundled_binary
 
@@ -96,7 +96,7 @@ async def test_a_free_port_that_was_taken_meanwhile_is_not_insisted_on(
     server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offered = [server.port, free_port()]
-    monkeypatch.setattr(valkey_module, "free_port", lambda: offered.pop(0))
+    monkeypatch.setattr(server_module, "free_port", lambda: offered.pop(0))
     async with ValkeyServer() as other:
         assert other.port != server.port
         assert await ping(other)

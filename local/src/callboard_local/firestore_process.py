@@ -3,11 +3,10 @@
 import sys
 from pathlib import Path
 
-from .child import Child, StartError
-from .server import PortInUseError, ServerProcess
+from .child import Child
+from .server import ServerProcess
 
 READY = "Firestore is ready on port"
-ADDRESS_IN_USE = "Address already in use"
 
 
 class FirestoreProcess(ServerProcess):
@@ -23,17 +22,11 @@ class FirestoreProcess(ServerProcess):
         self._max_streams = max_streams
         self._data = data
 
-    def _launch(self) -> Child:
-        command = [sys.executable, "-m", "callboard_local", "firestore", "--port", str(self.port)]
+    def _launch(self, port: int) -> Child:
+        command = [sys.executable, "-m", "callboard_local", "firestore", "--port", str(port)]
         command += ["--max-streams", str(self._max_streams)]
         if self._data is not None:
             command += ["--data", str(self._data)]
         child = Child(command, name=self.name, ready=READY)
-        try:
-            line = child.start(self.start_timeout_s)
-        except StartError:
-            if ADDRESS_IN_USE in child.output:
-                raise PortInUseError(self.name, self.port) from None
-            raise
-        self.port = int(line.rpartition(" ")[2])
+        self._start_child(child, port)
         return child

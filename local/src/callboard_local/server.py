@@ -13,6 +13,9 @@ from .child import Child, StartError
 
 HOST = "127.0.0.1"
 
+_ADDRESS_IN_USE = "Address already in use"
+_PORT_ATTEMPTS = 5
+
 T = TypeVar("T")
 
 
@@ -40,8 +43,8 @@ class ServerProcess(ABC):
         self._child: Child | None = None
 
     @abstractmethod
-    def _launch(self) -> Child:
-        """Start a child on `self.port` (or set that) and return it once it is ready. Blocks."""
+    def _launch(self, port: int) -> Child:
+        """Start a child on this port and return it once it is ready. Blocks; raises `StartError`."""
 
     @property
     def address(self) -> str:
@@ -81,12 +84,36 @@ class ServerProcess(ABC):
         """Start it and wait until it is ready. Blocks."""
         if self.alive:
             raise RuntimeError(f"{self.name} is running already")
-        self._child = self._launch()
+        if self.port:
+            self._child = self._launch(self.port)
+        else:
+            self._child = self._launch_somewhere()
 
     def stop(self) -> None:
         """Stop it, with SIGTERM and then SIGKILL. Blocks; does nothing when it is not running."""
         if self._child is not None:
             self._child.stop()
+
+    def _start_child(self, child: Child, port: int) -> None:
+        try:
+            child.start(self.start_timeout_s)
+        except StartError:
+            if _ADDRESS_IN_USE in child.output:
+                raise PortInUseError(self.name, port) from None
+            raise
+
+    def _launch_somewhere(self) -> Child:
+        for attempt in range(1, _PORT_ATTEMPTS + 1):
+            port = free_port()
+            try:
+                child = self._launch(port)
+            except PortInUseError:
+                if attempt == _PORT_ATTEMPTS:
+                    raise
+            else:
+                self.port = port
+                return child
+        raise AssertionError("unreachable")
 
     def _restart(self) -> None:
         self.stop()

@@ -8,10 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .child import Child, StartError
-from .server import HOST, PortInUseError, ServerProcess, free_port
-
-_ADDRESS_IN_USE = "Address already in use"
-_PORT_ATTEMPTS = 5
+from .server import ServerProcess
 
 
 class ValkeyServer(ServerProcess):
@@ -36,37 +33,24 @@ class ValkeyServer(ServerProcess):
 
     def stop(self) -> None:
         super().stop()
+        self._remove_directory()
+
+    def _remove_directory(self) -> None:
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
 
-    def _launch(self) -> Child:
+    def _launch(self, port: int) -> Child:
         binary = str(self._binary or bundled_binary())
         self._directory = tempfile.mkdtemp(prefix="callboard-valkey-")
-        try:
-            if self.port:
-                return self._launch_on(binary, self.port)
-            for _ in range(_PORT_ATTEMPTS - 1):
-                try:
-                    return self._launch_on(binary, free_port())
-                except PortInUseError:
-                    continue
-            return self._launch_on(binary, free_port())
-        except BaseException:
-            self.stop()
-            raise
-
-    def _launch_on(self, binary: str, port: int) -> Child:
-        command = [binary, "--port", str(port), "--bind", HOST, "--dir", str(self._directory)]
+        command = [binary, "--port", str(port), "--bind", self.host, "--dir", self._directory]
         command += ["--save", "", "--appendonly", "no", "--daemonize", "no", *self._args]
         child = Child(command, name=self.name, ready="Ready to accept connections")
         try:
-            child.start(self.start_timeout_s)
+            self._start_child(child, port)
         except StartError:
-            if _ADDRESS_IN_USE in child.output:
-                raise PortInUseError(self.name, port) from None
+            self._remove_directory()
             raise
-        self.port = port
         return child
 
 

@@ -27,8 +27,7 @@ class Database:
         self._journal = journal
         self.view = View(self._collections)
         """The documents as they are now."""
-        self.time = 0
-        """When the last commit happened, in microseconds since 1970."""
+        self._time = 0  # of the last commit or read, in microseconds since 1970; clocks may step back, this may not
         self.changes = ChangeLog()
         self.transactions = Transactions(self.snapshot)
         self.listeners = Listeners(self)
@@ -40,8 +39,9 @@ class Database:
         return names.parent_path(self.name, name)
 
     def now(self) -> int:
-        """The read time of something that happens now, in microseconds: never before the last commit."""
-        return max(time.time_ns() // 1000, self.time)
+        """The read time of something that happens now, in microseconds: what is committed later has a later time."""
+        self._time = max(time.time_ns() // 1000, self._time)
+        return self._time
 
     def snapshot(self) -> View:
         """The documents as they are now, for ever: a collection is copied when it next changes."""
@@ -83,11 +83,11 @@ class Database:
     def load(self, path: str, document: Document) -> None:
         """Take a stored document in, as it was."""
         self._put({path: document})
-        self.time = max(self.time, document.update_time.ToMicroseconds())
+        self._time = max(self._time, document.update_time.ToMicroseconds())
 
     def _next_time(self) -> int:
         # Strictly increasing: clients take equal update times for the same version.
-        return max(time.time_ns() // 1000, self.time + 1)
+        return max(time.time_ns() // 1000, self._time + 1)
 
     def _stage(self, writes: Sequence[Write], commit_time: int) -> tuple[dict[str, Document | None], list[WriteResult]]:
         staged: dict[str, Document | None] = {}
@@ -107,7 +107,7 @@ class Database:
         if self._journal is not None:
             self._journal.write(self.name, changes)
         self._put(changes)
-        self.time = commit_time
+        self._time = commit_time
         self.changes.add(commit_time, changes)
         self.listeners.publish(changes)
 

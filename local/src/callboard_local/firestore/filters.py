@@ -44,7 +44,7 @@ class Filter:
 def field_key(document: Document, path: FieldPath) -> OrderKey | None:
     """The order key of a document's field, or of its name; None when it has no such field."""
     if path == NAME_FIELD:
-        return values.order_key(Value(reference_value=document.name))
+        return values.reference_key(document.name)
     value = values.get(document.fields, path)
     return None if value is None else values.order_key(value)
 

@@ -78,9 +78,8 @@ def path_key(path: str) -> tuple[tuple[int, int | str], ...]:
     return tuple(_segment_key(segment) for segment in path.split("/"))
 
 
-@functools.lru_cache(maxsize=4096)
 def _segment_key(segment: str) -> tuple[int, int | str]:
-    match = _NUMERIC_ID.fullmatch(segment)
+    match = _NUMERIC_ID.fullmatch(segment) if segment.startswith("__id") else None
     return (0, int(match.group(1))) if match else (1, segment)
 
 

@@ -1,6 +1,6 @@
 """Structured queries, compiled once: run them over a view, or ask whether one document belongs."""
 
-from typing import Any
+from collections.abc import Iterable
 
 from google.cloud.firestore_v1.types import StructuredQuery as Query
 
@@ -9,6 +9,7 @@ from .errors import FailedPreconditionError, InvalidArgumentError, Unimplemented
 from .filters import Filter, field_key
 from .messages import Cursor, Document, StructuredQuery
 from .names import NAME_FIELD, FieldPath, parse_field_path
+from .values import OrderKey
 from .views import View, is_below
 
 _DESCENDING = Query.Direction.DESCENDING
@@ -43,16 +44,15 @@ class CompiledQuery:
 
     def run(self, view: View) -> list[Document]:
         """The matching documents, in order, whole."""
-        if (path := self.collection_path) is not None:
-            found = [document for document in view.collection(path).values() if self._selects(document)]
+        if self.collection_path is not None:
+            documents: Iterable[Document] = view.collection(self.collection_path).values()
         else:
-            found = [
-                document for document in view.descendants(self.parent, self.collection_id) if self._selects(document)
-            ]
-        for field, descending in reversed(self._orders):
-            found.sort(key=lambda document: field_key(document, field) or (), reverse=descending)
+            documents = view.descendants(self.parent, self.collection_id)
+        found = [(keys, document) for document in documents if (keys := self._order_keys(document)) is not None]
+        for index, (_, descending) in reversed(list(enumerate(self._orders))):
+            found.sort(key=lambda entry: entry[0][index], reverse=descending)
         end = None if self._limit is None else self._offset + self._limit
-        return found[self._offset : end]
+        return [document for _, document in found[self._offset : end]]
 
     def matches(self, path: str, document: Document) -> bool:
         """Whether the document at `path` belongs to the result, `windowed` left aside."""
@@ -61,21 +61,25 @@ class CompiledQuery:
             inside = collection == self.collection_path
         else:
             inside = is_below(collection, self.parent) and (self.collection_id in ("", collection.rpartition("/")[2]))
-        return inside and self._selects(document)
+        return inside and self._order_keys(document) is not None
 
     def project(self, document: Document) -> Document:
         """The fields that the query selects."""
         return values.project(document, self._fields)
 
-    def _selects(self, document: Document) -> bool:
+    def _order_keys(self, document: Document) -> list[OrderKey] | None:
+        """What the document is ordered by; None when it is not in the result."""
         if self._filter is not None and not self._filter.matches(document):
-            return False
-        keys = [field_key(document, field) for field, _ in self._orders]
-        if None in keys:  # a document without a field that orders the result is not in it
-            return False
+            return None
+        keys = []
+        for field, _ in self._orders:
+            key = field_key(document, field)
+            if key is None:  # a document without a field that orders the result is not in it
+                return None
+            keys.append(key)
         if self._start is not None and not self._start.is_before(keys):
-            return False
-        return self._end is None or not self._end.is_before(keys)
+            return None
+        return keys if self._end is None or not self._end.is_before(keys) else None
 
 
 class _Bound:
@@ -91,7 +95,7 @@ class _Bound:
         self._descending = [descending for _, descending in orders]
         self._before = bool(cursor.before)
 
-    def is_before(self, keys: list[Any]) -> bool:
+    def is_before(self, keys: list[OrderKey]) -> bool:
         """Whether this position comes before a document with these order keys."""
         for mine, theirs, descending in zip(self._keys, keys, self._descending, strict=False):
             if mine != theirs:

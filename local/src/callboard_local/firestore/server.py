@@ -61,6 +61,7 @@ class FirestoreServer:
         try:
             self.port = self._server.add_insecure_port(self.address)
         except RuntimeError as error:
+            await self.__aexit__(None, None, None)
             raise OSError(f"Firestore cannot listen on {self.address}: Address already in use") from error
         await self._server.start()
         return self

@@ -49,6 +49,9 @@ class ListenStream:
 
     def advance(self, changed: Mapping[ListenTarget, Iterable[str]]) -> None:
         """Send what changed documents mean for these targets."""
+        if self._outbox.qsize() > self._max_waiting:
+            self.close(FailedPreconditionError("the client reads this stream too slowly"))
+            return
         merged = _Merged()
         for target, paths in changed.items():
             merged.add(target.id, target.advance(self._database.view, paths))
@@ -142,11 +145,7 @@ class ListenStream:
         self._send(response)
 
     def _send(self, response: ListenResponse) -> None:
-        if self._failure is not None:
-            return
         self._outbox.put_nowait(response)
-        if self._outbox.qsize() > self._max_waiting:
-            self.close(FailedPreconditionError("the client reads this stream too slowly"))
 
 
 class _Merged:

@@ -42,7 +42,7 @@ def order_key(value: Value) -> OrderKey:
         case "timestamp_value":
             return (_TIMESTAMP, value.timestamp_value.seconds, value.timestamp_value.nanos)
         case "reference_value":
-            return (_REFERENCE, names.path_key(value.reference_value))
+            return reference_key(value.reference_value)
         case "geo_point_value":
             return (_GEO_POINT, value.geo_point_value.latitude, value.geo_point_value.longitude)
         case "array_value":
@@ -50,6 +50,11 @@ def order_key(value: Value) -> OrderKey:
         case "map_value":
             return _map_key(value.map_value.fields)
     raise InvalidArgumentError("Cannot convert firestore.v1.Value with type unset.")
+
+
+def reference_key(name: str) -> OrderKey:
+    """The order key of a reference to the document of that name."""
+    return (_REFERENCE, names.path_key(name))
 
 
 def _map_key(fields: Mapping[str, Value]) -> OrderKey:
