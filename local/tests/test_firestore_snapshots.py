@@ -5,10 +5,13 @@ Nothing else in this repository may use it: see `docs/why.md`.
 
 import queue
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from google.cloud.firestore import Client, FieldFilter
+
+from callboard_local import FirestoreProcess
 
 WAIT_S = 15.0
 
@@ -46,6 +49,22 @@ def follow() -> Iterator[Follow]:
     yield open_one
     for followed in opened:
         followed.close()
+
+
+def test_it_survives_a_restart_of_the_server(follow: Follow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the embedded server alone: Google's emulator loses its data."""
+    with FirestoreProcess(data=tmp_path / "data.sqlite") as server:
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", server.address)
+        client = Client(project="p")
+        client.document("c/a").set({"n": 1})
+        followed = follow(client.collection("c"))
+        assert followed.next()[1] == [("ADDED", "a")]
+        server.stop()
+        server.start()
+        client.document("c/b").set({"n": 2})
+        assert followed.next() == ({"a": {"n": 1}, "b": {"n": 2}}, [("ADDED", "b")])
+        followed.close()
+        client._firestore_api.transport.close()
 
 
 def test_a_document(client: Client, follow: Follow) -> None:

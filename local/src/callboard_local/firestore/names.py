@@ -73,6 +73,7 @@ def check_writable(path: str) -> None:
             raise InvalidArgumentError(f'{kind} id "{segment}" is invalid because it is reserved.')
 
 
+@functools.lru_cache(maxsize=16_384)  # a query that runs again sorts the same names again
 def path_key(path: str) -> tuple[tuple[int, int | str], ...]:
     """The order of documents by name: segment by segment, numeric ids (`__id7__`) before all others."""
     return tuple(_segment_key(segment) for segment in path.split("/"))

@@ -1,0 +1,29 @@
+"""The examples of the README run as they stand there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+FIRST, SECOND = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(*command: str, cwd: Path) -> str:
+    return subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_back_ends_have_sample_data(tmp_path: Path) -> None:
+    assert run("-W", "ignore", "-c", FIRST, cwd=tmp_path).strip() == "Alpine Mills"
+
+
+def test_the_fixtures_come_with_the_package(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text("import pytest\n@pytest.fixture\ndef anyio_backend(): return 'asyncio'\n")
+    (tmp_path / "test_example.py").write_text(SECOND)
+    try:
+        output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path)
+    except subprocess.CalledProcessError as error:
+        pytest.fail(error.stdout)
+    assert "2 passed" in output
