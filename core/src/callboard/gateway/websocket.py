@@ -91,7 +91,8 @@ class WebSocketGateway:
         self._reads = asyncio.Semaphore(_SNAPSHOTS_AT_A_TIME)
         self._open: dict[Connection, Visit] = {}
         self._sessions: Counter[str] = Counter()
-        self._all_closed = asyncio.Event()
+        self._served = 0
+        self._nobody_served = asyncio.Event()
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -165,6 +166,8 @@ class WebSocketGateway:
         )
         began = time.monotonic()
         self._opened(connection, visit)
+        self._served += 1
+        self._nobody_served.clear()
         log.info("ws_connect", credential=admitted.credential)
         code = 1006
         try:
@@ -174,12 +177,16 @@ class WebSocketGateway:
             self._closed(connection, visit)
             self._count_closed(code)
             log.info("ws_disconnect", code=code, duration_s=round(time.monotonic() - began, 1))
-            await self._unregister(visit)
+            try:
+                await self._unregister(visit)
+            finally:
+                self._served -= 1
+                if not self._served:
+                    self._nobody_served.set()
 
     def _opened(self, connection: Connection, visit: Visit) -> None:
         self._open[connection] = visit
         self._sessions[visit.session_id] += 1
-        self._all_closed.clear()
         self._telemetry.metrics.ws_connections.set(len(self._open))
 
     def _closed(self, connection: Connection, visit: Visit) -> None:
@@ -187,8 +194,6 @@ class WebSocketGateway:
         self._sessions[visit.session_id] -= 1
         if not self._sessions[visit.session_id]:
             del self._sessions[visit.session_id]
-        if not self._open:
-            self._all_closed.set()
         self._telemetry.metrics.ws_connections.set(len(self._open))
 
     def _channels(self, visit: Visit) -> list[str]:
@@ -270,9 +275,9 @@ class WebSocketGateway:
                 await asyncio.sleep(random.uniform(0.5 * mean_s, 1.5 * mean_s))  # noqa: S311 - jitter
             for connection in batch:
                 connection.close(CloseCode.SHUTTING_DOWN)
-        if self._open:
+        if self._served:
             try:
-                await asyncio.wait_for(self._all_closed.wait(), _DRAIN_WAIT_S)
+                await asyncio.wait_for(self._nobody_served.wait(), _DRAIN_WAIT_S)
             except TimeoutError:
                 self._telemetry.log.warning("service_drain", stalled_sockets=len(self._open))
         for connection in list(self._open):

@@ -1,0 +1,648 @@
+"""`/ws` over real sockets, with the real bus and presence on a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp
+from support import MakeSettings, Recorded
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from callboard.connections import Connections
+from callboard.credentials import Credentials
+from callboard.errors import Unauthenticated, Unavailable
+from callboard.events.bus import Bus
+from callboard.events.hub import Hub
+from callboard.fleet.leases import Leases
+from callboard.fleet.listeners import Listeners, Snapshot
+from callboard.fleet.presence import Presence
+from callboard.gateway.admission import VerifiedToken
+from callboard.gateway.closing import CloseCode
+from callboard.gateway.socket import TransportAccess
+from callboard.gateway.tickets import Tickets
+from callboard.gateway.websocket import WebSocketGateway
+from callboard.lifecycle import Lifecycle
+from callboard.messages import Event, new_id, utc_now
+from callboard.service import Service, User, listener
+from callboard.settings import Settings
+from callboard_local import ValkeyServer
+
+pytestmark = pytest.mark.anyio
+
+Serve = Callable[[ASGIApp], Awaitable[str]]
+SERVICE = {"Authorization": "Bearer t0ken"}
+
+
+@dataclass
+class Source:
+    """Where syncs come from: stands in for the listeners. `gate` holds a read up, `failures` are raised first."""
+
+    reads: int = 0
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    reading: asyncio.Event = field(default_factory=asyncio.Event)
+    failures: list[Exception] = field(default_factory=list)
+    failed_listeners: list[list[str]] = field(default_factory=list)
+    payload: dict[str, Any] = field(default_factory=dict)
+    as_of: str | None = None
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    async def read(self, uid: str) -> Snapshot:
+        self.reads += 1
+        self.reading.set()
+        await self.gate.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        payload = {"count": self.reads, **self.payload}
+        event = Event(type="notif.sync", uid=uid, id=new_id(), timestamp=utc_now(), payload=payload, as_of=self.as_of)
+        return Snapshot([event], self.failed_listeners.pop(0) if self.failed_listeners else [])
+
+
+@dataclass
+class Replica:
+    gateway: WebSocketGateway
+    hub: Hub
+    bus: Bus
+    presence: Presence
+    tickets: Tickets
+    source: Source
+    lifecycle: Lifecycle
+    recorded: Recorded
+    address: str
+    uid: str
+
+    def url(self, **query: str) -> str:
+        named = {"uid": self.uid, **query}
+        return f"ws://{self.address}/ws?" + "&".join(f"{name}={value}" for name, value in named.items())
+
+    @asynccontextmanager
+    async def open(self, headers: dict[str, str] | None = SERVICE, **query: str) -> AsyncIterator[ClientConnection]:
+        async with connect(self.url(**query), additional_headers=headers, proxy=None) as client:
+            yield client
+
+    @asynccontextmanager
+    async def synced(self, **query: str) -> AsyncIterator[ClientConnection]:
+        """A client that has received its first sync."""
+        async with self.open(**query) as client:
+            assert (await heard(client))["type"] == "notif.sync"
+            yield client
+
+    async def publish(self, n: int = 0, type: str = "notif.add", **fields: Any) -> None:  # noqa: A002
+        await self.bus.publish(Event(type=type, uid=self.uid, payload={"n": n}, **fields))
+
+    async def refused(self, headers: dict[str, str] | None = SERVICE, first: Any = None, url: str = "") -> CloseCode:
+        """The code that a client gets instead of events."""
+        async with connect(url or self.url(), additional_headers=headers, proxy=None) as client:
+            if first is not None:
+                await client.send(first if isinstance(first, str | bytes) else json.dumps(first))
+            return await closed(client)
+
+
+async def heard(client: ClientConnection) -> dict[str, Any]:
+    async with asyncio.timeout(20):
+        event: dict[str, Any] = json.loads(await client.recv())
+        return event
+
+
+async def closed(client: ClientConnection) -> CloseCode:
+    with pytest.raises(ConnectionClosed) as caught:
+        await asyncio.wait_for(client.recv(), 20)
+    frame = caught.value.rcvd
+    assert frame is not None
+    assert frame.reason
+    return CloseCode(frame.code)
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def replica(
+    serve: Serve, settings: Settings, recorded: Recorded, *, real_listeners: type[Service] | None = None, **options: Any
+) -> AsyncIterator[Replica]:
+    telemetry, source, lifecycle = recorded.telemetry, Source(), Lifecycle()
+    lifecycle.ready()
+    async with AsyncExitStack() as stack:
+        connections = await stack.enter_async_context(
+            Connections(settings, telemetry, attempt_timeout_s=0.5, call_limit_s=1.0)
+        )
+        bus = Bus(
+            settings, connections, telemetry, {}, probe_interval_s=0.2, probe_timeout_s=2.0, backoff_s=(0.01, 0.1)
+        )
+        hub = Hub(bus, telemetry)
+        bus.sink, bus.on_gap = hub.deliver, hub.gap
+        await stack.enter_async_context(bus)
+        presence = await stack.enter_async_context(Presence(settings, connections, telemetry))
+        listeners: Any = source
+        if real_listeners is not None:
+            listeners = Listeners(settings, telemetry, Leases(connections), presence, bus)
+            listeners.declare(real_listeners.namespace, real_listeners())
+            await stack.enter_async_context(listeners)
+        tickets = Tickets(settings, connections)
+        gateway = WebSocketGateway(
+            settings=settings, credentials=Credentials(settings), tickets=tickets, hub=hub, bus=bus, presence=presence,
+            listeners=listeners, lifecycle=lifecycle, telemetry=telemetry, **options,
+        )  # fmt: skip
+        await stack.enter_async_context(gateway)
+        address = await serve(Starlette(routes=gateway.routes(), middleware=[Middleware(TransportAccess)]))
+        uid = f"u-{new_id()[:12]}"
+        yield Replica(gateway, hub, bus, presence, tickets, source, lifecycle, recorded, address, uid)
+        async with asyncio.timeout(20):
+            await gateway.drain()
+        await eventually(lambda: not gateway.connections)
+
+
+@pytest.fixture
+async def desk(serve: Serve, make_settings: MakeSettings, recorded: Recorded) -> AsyncIterator[Replica]:
+    settings = make_settings(
+        LISTENERS_SERVICE_TOKENS="ci:limited:REGISTRY.get_*;ops:regi:REGISTRY.*",
+        LISTENERS_ALLOWED_ORIGINS="https://app.example",
+    )
+    async with replica(serve, settings, recorded, first_frame_timeout_s=0.3) as made:
+        yield made
+
+
+# -- events
+
+
+async def test_a_sync_comes_first_then_events_as_published(desk: Replica) -> None:
+    async with desk.open() as client:
+        sync = await heard(client)
+        assert (sync["type"], sync["uid"], sync["payload"]) == ("notif.sync", desk.uid, {"count": 1})
+        assert sync["id"]
+        assert sync["timestamp"].endswith("Z")
+        for number in range(3):
+            await desk.publish(number)
+        assert [(await heard(client))["payload"]["n"] for _ in range(3)] == [0, 1, 2]
+
+
+async def test_a_foreign_publishers_text_arrives_unchanged(desk: Replica) -> None:
+    text = '{ "hello": "wörld" }'
+    async with desk.synced() as client:
+        await desk.bus.publish_raw(f"user:{desk.uid}", text.encode())
+        assert await client.recv() == text
+
+
+async def test_all_channels_of_the_user_and_of_nobody_else(desk: Replica) -> None:
+    async with desk.synced() as client:
+        await desk.bus.publish(Event(type="notif.add", uid="somebody-else", payload={}))
+        await desk.publish(1, "chat.message")
+        await desk.publish(2, "msg.new")
+        await desk.publish(3, "workflow.step_update")
+        assert [(await heard(client))["payload"]["n"] for _ in range(2)] == [2, 3]
+
+
+async def test_a_chat_thread_is_heard_by_the_connection_that_names_it(desk: Replica) -> None:
+    async with desk.synced(space_code="s1", thread_key="-Nabc", mode="chats") as client:
+        chat = Event(type="chat.message", uid=desk.uid, payload={"thread": 1})
+        await desk.bus.publish(chat, specific=("s1", "-Nabd"))
+        await desk.bus.publish(chat, specific=("s1", "-Nabc"))
+        await desk.publish(1)
+        assert (await heard(client))["payload"] == {"thread": 1}
+        assert (await heard(client))["payload"] == {"n": 1}
+
+
+async def test_what_arrives_during_the_snapshot_is_sent_after_it(desk: Replica) -> None:
+    desk.source.gate.clear()
+    async with desk.open() as client:
+        await desk.source.reading.wait()
+        await desk.publish(1)
+        await desk.publish(2, "workflow.step_update", timestamp="2020-01-01T00:00:00.000Z")
+        await desk.publish(3, timestamp="2020-01-01T00:00:00.000Z")
+        await eventually(lambda: desk.recorded.metric("callboard_events_delivered_total", prefix="user:") == 3)
+        desk.source.as_of = "2020-01-01T00:00:01.000Z"
+        desk.source.gate.set()
+        assert (await heard(client))["type"] == "notif.sync"
+        assert (await heard(client))["payload"] == {"n": 1}
+        assert (await heard(client))["payload"] == {"n": 2}, "the sync of notifications says nothing of workflows"
+    assert desk.recorded.metric("callboard_events_dropped_total", prefix="user:", reason="covered") == 1
+
+
+async def test_a_snapshot_that_fails_is_tried_again_and_events_wait(desk: Replica) -> None:
+    desk.source.failures = [RuntimeError("secret"), Unavailable()]
+    async with desk.open() as client:
+        await desk.source.reading.wait()
+        await desk.publish(1)
+        assert (await heard(client))["payload"] == {"count": 3}
+        assert (await heard(client))["payload"] == {"n": 1}
+    assert "secret" not in desk.recorded.text
+
+
+async def test_a_listener_that_cannot_be_read_is_read_again_soon(desk: Replica) -> None:
+    desk.source.failed_listeners = [["shop.items"]]
+    async with desk.synced() as client:
+        assert (await heard(client))["payload"] == {"count": 2}
+
+
+async def test_after_a_gap_the_next_thing_is_a_sync(desk: Replica) -> None:
+    async with desk.synced() as client, desk.synced() as other:
+        desk.hub.gap()
+        await desk.publish(1)
+        for each in (client, other):
+            assert (await heard(each))["type"] == "notif.sync"
+            assert (await heard(each))["payload"] == {"n": 1}
+
+
+async def test_after_redis_was_away_the_next_thing_is_a_sync(
+    serve: Serve, own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+    async with replica(serve, settings, recorded, heartbeat_interval_s=0.05) as desk, desk.synced() as client:
+        await own_valkey.kill()
+        await eventually(lambda: desk.bus.state == "down")
+        async with desk.open() as during:
+            assert (await heard(during))["type"] == "notif.sync"
+            await own_valkey.restart()
+            for each in (client, during):
+                assert (await heard(each))["type"] == "notif.sync"
+            await desk.publish(1)
+            for each in (client, during):
+                assert (await heard(each))["payload"] == {"n": 1}
+            async with asyncio.timeout(20):  # the heartbeat registers what Redis has lost
+                while len(await desk.presence.list_sessions(desk.uid)) < 2:
+                    await asyncio.sleep(0.005)
+
+
+class Shop(Service):
+    namespace = "SHOP"
+
+    @listener
+    class Items:
+        async def snapshot(self, user: User) -> list[Event]:
+            return [Event(type="notif.sync", uid=user.uid, payload={"of": user.uid})]
+
+        async def changes(self, user: User) -> AsyncIterator[Event]:
+            yield Event(type="notif.add", uid=user.uid, payload={"doc_id": "1"})
+            await asyncio.Event().wait()
+
+
+async def test_with_the_real_listeners(serve: Serve, make_settings: MakeSettings, recorded: Recorded) -> None:
+    async with replica(serve, make_settings(), recorded, real_listeners=Shop) as desk, desk.open() as client:
+        first = await heard(client)
+        assert (first["type"], first["payload"]) == ("notif.sync", {"of": desk.uid})
+        while (event := await heard(client))["type"] == "notif.sync":
+            pass
+        assert event["payload"] == {"doc_id": "1"}
+        assert event["fence"] > 0
+
+
+# -- who is let in
+
+
+async def test_a_ticket_opens_one_connection_of_its_user(desk: Replica) -> None:
+    frame = {"type": "auth.ticket", "payload": {"ticket": desk.tickets.issue(desk.uid)}}
+    async with desk.open(None) as client:
+        await client.send(json.dumps(frame))
+        assert (await heard(client))["type"] == "notif.sync"
+    assert await desk.refused(None, frame) == CloseCode.BAD_CREDENTIAL
+    other = {"type": "auth.ticket", "payload": {"ticket": desk.tickets.issue("somebody-else")}}
+    assert await desk.refused(None, other) == CloseCode.FORBIDDEN
+
+
+async def test_wrong_credentials_are_refused(desk: Replica) -> None:
+    for header in ("Bearer wrong", "Bearer", "Basic t0ken", "Bearer t0ken2"):
+        assert await desk.refused({"Authorization": header}) == CloseCode.BAD_CREDENTIAL
+    assert await desk.refused({"Authorization": "Bearer limited"}) == CloseCode.FORBIDDEN
+    async with desk.open({"Authorization": "Bearer regi"}) as client:
+        assert (await heard(client))["type"] == "notif.sync"
+    assert desk.source.reads == 1
+
+
+async def test_first_frames_that_are_no_credential(desk: Replica) -> None:
+    assert await desk.refused(None) == CloseCode.BAD_CREDENTIAL, "nothing came"
+    for junk in (
+        "hello",
+        "[]",
+        "{",
+        b"\x00",
+        '{"type":5}',
+        {"type": "auth.ticket"},
+        {"type": "auth.ticket", "payload": []},
+    ):
+        assert await desk.refused(None, junk) == CloseCode.BAD_REQUEST
+    for payload in ([], {}, {"ticket": 5}):
+        assert await desk.refused(None, {"type": "auth.ticket", "payload": payload}) == CloseCode.BAD_REQUEST
+    assert await desk.refused(None, {"type": "hello"}) == CloseCode.BAD_CREDENTIAL
+    assert await desk.refused(None, {"type": "auth.ticket", "payload": {"ticket": "x"}}) == CloseCode.BAD_CREDENTIAL
+    assert desk.source.reads == 0
+    assert desk.gateway.connections == 0
+
+
+async def test_id_tokens(desk: Replica) -> None:
+    def frame(token: str, **more: str) -> str:
+        return json.dumps({"type": "auth.firebase_token", "payload": {"token": token, "uid": desk.uid, **more}})
+
+    async def first_answer(sent: str) -> tuple[dict[str, Any], CloseCode | None]:
+        async with desk.open(None) as client:
+            await client.send(sent)
+            answer = await heard(client)
+            return answer, await closed(client) if answer["type"] == "auth.login_error" else None
+
+    answer, code = await first_answer(frame("good"))
+    assert (answer["type"], code) == ("auth.login_error", CloseCode.BAD_CREDENTIAL)
+
+    async def verify(token: str) -> VerifiedToken:
+        uids = {"good": desk.uid, "other": "somebody-else", "short": desk.uid}
+        if token not in uids:
+            raise Unauthenticated("This token is not valid.")
+        return VerifiedToken(uids[token], time.time() + (0 if token == "short" else 3_600))
+
+    desk.gateway.verify_token = verify
+    for token, expected in {"bad": CloseCode.BAD_CREDENTIAL, "other": CloseCode.FORBIDDEN}.items():
+        answer, code = await first_answer(frame(token))
+        assert (answer["type"], code) == ("auth.login_error", expected)
+    async with desk.open(None) as client:
+        await client.send(frame("good", sessionId="tab-1"))
+        answer = await heard(client)
+        assert answer == {"type": "auth.session_confirmed", "payload": {"uid": desk.uid, "sessionId": "tab-1"}}
+        assert (await heard(client))["type"] == "notif.sync"
+    async with desk.open(None) as client:
+        await client.send(frame("short"))
+        assert [(await heard(client))["type"] for _ in range(2)] == ["auth.session_confirmed", "notif.sync"]
+        assert await closed(client) == CloseCode.CREDENTIAL_EXPIRED
+
+
+async def test_queries_that_make_no_sense(desk: Replica) -> None:
+    base = f"ws://{desk.address}/ws"
+    for query in (
+        "",
+        "?uid=",
+        "?uid=a%20b",
+        "?uid=*",
+        "?uid=me%0A",
+        "?uid=user:me",
+        "?uid=a&uid=b",
+        "?uid=%ff",
+        f"?uid={'x' * 129}",
+        "?uid=a&session_id=b%20c",
+        "?uid=a&space_code=s",
+        "?uid=a&thread_key=t",
+        "?uid=a&space_code=s&thread_key=*",
+        "?uid=a&mode=other",
+        "?uid=a&" + "x=1&" * 60,
+        "?uid=a&x=" + "y" * 5_000,
+    ):
+        assert await desk.refused(url=base + query) == CloseCode.BAD_REQUEST, query
+    async with desk.synced(from_the_future="1", space_code="s", thread_key="t"):
+        pass
+
+
+async def test_browsers_come_from_allowed_origins(desk: Replica) -> None:
+    for origin in (
+        "https://evil.example",
+        "https://app.example.evil.example",
+        "http://app.example",
+        "null",
+        "http://127.0.0.1",
+    ):
+        assert await desk.refused({**SERVICE, "Origin": origin}) == CloseCode.FORBIDDEN, origin
+    async with desk.open({**SERVICE, "Origin": "https://App.example"}) as client:
+        assert (await heard(client))["type"] == "notif.sync"
+
+
+async def test_dev_mode_takes_local_pages(serve: Serve, make_settings: MakeSettings, recorded: Recorded) -> None:
+    async with replica(serve, make_settings(LISTENERS_DEV="true"), recorded) as desk:
+        for origin in ("http://localhost:3000", "http://127.0.0.1:8080", "http://[::1]:3000"):
+            async with desk.open({**SERVICE, "Origin": origin}) as client:
+                assert (await heard(client))["type"] == "notif.sync"
+        for origin in ("https://evil.example", "http://localhost.evil.example", "http://[", "null"):
+            assert await desk.refused({**SERVICE, "Origin": origin}) == CloseCode.FORBIDDEN
+
+
+async def test_an_unready_replica_sends_clients_elsewhere(desk: Replica) -> None:
+    desk.lifecycle.state = "starting"
+    assert await desk.refused() == CloseCode.UNAVAILABLE
+    desk.lifecycle.state = "draining"
+    assert await desk.refused() == CloseCode.SHUTTING_DOWN
+
+
+# -- presence
+
+
+async def test_an_open_socket_is_a_session(desk: Replica) -> None:
+    async def sessions() -> set[str]:
+        return {session.session_id for session in await desk.presence.list_sessions(desk.uid)}
+
+    async def eventually_sessions(expected: set[str]) -> None:
+        async with asyncio.timeout(20):
+            while await sessions() != expected:
+                await asyncio.sleep(0.005)
+
+    async with desk.synced(session_id="tab-1"), desk.synced(session_id="tab-2"):
+        assert await sessions() == {"tab-1", "tab-2"}
+        async with desk.synced():
+            assert len(await sessions()) == 3
+        async with desk.synced(session_id="tab-1"):
+            pass
+        await eventually(lambda: desk.gateway.connections == 2)
+        await eventually_sessions({"tab-1", "tab-2"})
+    await eventually_sessions(set())
+
+
+async def test_the_heartbeat_registers_a_session_that_redis_lost(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    async with (
+        replica(serve, make_settings(), recorded, heartbeat_interval_s=0.02) as desk,
+        desk.synced(session_id=f"tab-{new_id()}"),
+    ):
+        [session] = await desk.presence.list_sessions(desk.uid)
+        await desk.presence.unregister(session.session_id)
+        async with asyncio.timeout(20):
+            while not await desk.presence.list_sessions(desk.uid):
+                await asyncio.sleep(0.005)
+
+
+# -- what clients send
+
+
+async def test_clients_may_ping_and_say_nothing_else(desk: Replica) -> None:
+    async with desk.synced() as client:
+        for ignored in (
+            "junk",
+            "{}",
+            '{"type":"auth.ticket"}',
+            '{"type":"x","note":"\\"ping\\""}',
+            '{"ping"',
+            "x" * 60_000,
+        ):
+            await client.send(ignored)
+        await client.send('{"type": "ping"}')
+        assert await heard(client) == {"type": "pong"}
+
+
+async def test_binary_frames_are_refused(desk: Replica) -> None:
+    async with desk.synced() as client:
+        await client.send(b"bytes")
+        assert await closed(client) == CloseCode.BAD_REQUEST
+
+
+async def test_a_frame_over_64_kib_ends_the_connection(desk: Replica) -> None:
+    async with desk.synced() as client:
+        await client.send("x" * 70_000)
+        with pytest.raises(ConnectionClosed) as caught:
+            await client.recv()
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1009
+
+
+async def test_a_flood_of_frames_ends_the_connection(desk: Replica) -> None:
+    async with desk.synced() as client:
+        for _ in range(500):
+            await client.send("{}")
+        assert await closed(client) == CloseCode.BAD_REQUEST
+
+
+# -- slow clients
+
+
+class Stalled:
+    """A client that opens a WebSocket and then never reads."""
+
+    def __init__(self, desk: Replica) -> None:
+        host, port = desk.address.split(":")
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+        self.socket.setblocking(False)
+        self._address = (host, int(port))
+        key = base64.b64encode(b"0" * 16).decode()
+        self._request = (
+            f"GET /ws?uid={desk.uid} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nAuthorization: Bearer t0ken\r\n\r\n"
+        )
+
+    async def __aenter__(self) -> Stalled:
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(self.socket, self._address)
+        await loop.sock_sendall(self.socket, self._request.encode())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.socket.close()
+
+    async def is_dropped(self) -> None:
+        """Return once the server has closed: what was sent is read, then comes the end or a reset."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(20):
+            try:
+                while await loop.sock_recv(self.socket, 1_000_000):
+                    pass
+            except ConnectionResetError:
+                pass
+
+
+async def flood(desk: Replica, client: ClientConnection, enough: Callable[[], object]) -> None:
+    """Publish large events, each read by `client`, until it is enough."""
+    number = 0
+    async with asyncio.timeout(30):
+        while not enough():
+            number += 1
+            await desk.bus.publish(
+                Event(type="notif.add", uid=desk.uid, payload={"n": number, "filling": "x" * 100_000})
+            )
+            assert (await heard(client))["payload"]["n"] == number
+
+
+async def test_a_client_that_never_reads_is_dropped_and_nobody_else_notices(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    async with (
+        replica(serve, make_settings(), recorded, outbox_bytes=500_000) as desk,
+        Stalled(desk) as stalled,
+        desk.synced() as client,
+    ):
+        await eventually(lambda: desk.source.reads == 2)
+        await flood(desk, client, lambda: desk.gateway.connections == 1)
+        await stalled.is_dropped()
+        await desk.publish(7)
+        assert (await heard(client))["payload"] == {"n": 7}
+    assert recorded.metric("callboard_ws_closed_total", code="3008") == 1
+    assert recorded.metric("callboard_events_dropped_total", prefix="user:", reason="closed") > 0
+
+
+async def test_a_client_is_dropped_when_its_oldest_frame_has_waited_too_long(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    limits = {"outbox_bytes": 1_000_000_000, "outbox_age_s": 0.3, "tend_interval_s": 0.05}
+    async with replica(serve, make_settings(), recorded, **limits) as desk, Stalled(desk) as stalled:
+        await eventually(lambda: desk.gateway.connections == 1)
+        while desk.gateway.connections:
+            await desk.publish(1, "notif.add", job_id="x" * 100_000)
+        await stalled.is_dropped()
+    assert recorded.metric("callboard_ws_closed_total", code="3008") == 1
+
+
+async def test_a_sync_that_a_client_does_not_read_gets_it_dropped_too(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    limits = {"outbox_age_s": 0.3, "tend_interval_s": 0.05}
+    async with replica(serve, make_settings(), recorded, **limits) as desk:
+        desk.source.payload = {"filling": "x" * 20_000_000}
+        desk.source.failed_listeners = [["again"]] * 3
+        async with Stalled(desk) as stalled:
+            await eventually(lambda: recorded.metric("callboard_ws_closed_total", code="3008") == 1)
+            await stalled.is_dropped()
+
+
+# -- the end
+
+
+async def test_drain_sends_all_clients_elsewhere_and_stalls_for_nobody(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    limits = {"outbox_bytes": 1_000_000_000, "drain_spread_s": 0.1}
+    async with replica(serve, make_settings(), recorded, **limits) as desk, Stalled(desk), AsyncExitStack() as stack:
+        await eventually(lambda: desk.source.reads == 1)
+        for _ in range(50):  # more than the kernel's buffers hold
+            await desk.publish(1, job_id="x" * 200_000)
+        clients = [await stack.enter_async_context(desk.synced()) for _ in range(60)]
+        assert desk.gateway.connections == 61
+        assert recorded.metric("callboard_ws_connections") == 61
+        async with asyncio.timeout(20):
+            await desk.gateway.drain()
+        assert {await closed(client) for client in clients} == {CloseCode.SHUTTING_DOWN}
+        await eventually(lambda: desk.gateway.connections == 0)
+        assert recorded.metric("callboard_ws_connections") == 0
+        assert await desk.refused() == CloseCode.SHUTTING_DOWN
+        async with asyncio.timeout(20):
+            while await desk.presence.list_sessions(desk.uid):
+                await asyncio.sleep(0.005)
+
+
+async def test_logs_name_no_session_and_no_query(
+    serve: Serve, make_settings: MakeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded = Recorded()
+    recorded.telemetry.debug = False
+    async with replica(serve, make_settings(), recorded) as desk:
+        async with desk.synced(session_id="secret-session"):
+            pass
+        await eventually(lambda: recorded.lines("ws_disconnect"))
+        [connected], [disconnected] = recorded.lines("ws_connect"), recorded.lines("ws_disconnect")
+        assert connected["credential"] == "service"
+        assert connected["uid"] == disconnected["uid"] == recorded.telemetry.user(desk.uid)
+        assert disconnected["code"] == 1000
+        assert recorded.metric("callboard_ws_closed_total", code="1000") == 1
+        assert desk.uid not in recorded.text
+        assert "secret-session" not in recorded.text
+
+
+def test_close_codes_say_whether_to_reconnect() -> None:
+    assert {code for code in CloseCode if not code.reconnect} == {3500, 3501, 3507}
+    assert all(code.reason for code in CloseCode)
