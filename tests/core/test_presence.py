@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+
 from callboard.connections import Connections
 from callboard.errors import InvalidArgs, Unavailable
 from callboard.fleet import presence_lua as lua
@@ -50,7 +51,7 @@ async def presence(settings: Settings, connections: Connections, telemetry: Tele
 
 async def eventually(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what it waits for has no event
+        while not condition():
             await asyncio.sleep(0)
 
 

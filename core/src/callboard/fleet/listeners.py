@@ -25,6 +25,7 @@ from callboard.fleet.declared import Declared, log_failure, read_snapshot
 from callboard.fleet.leases import Leases
 from callboard.fleet.presence import Presence
 from callboard.fleet.supervisor import Patience, Supervisor
+from callboard.fleet.tasks import heed_cancellation
 from callboard.messages import Event, new_id, utc_now
 from callboard.service import Service, User
 from callboard.settings import Settings
@@ -286,9 +287,10 @@ class Listeners:
             try:
                 await work()
             except Unavailable:
-                continue  # connections reports the outage
+                pass  # connections reports the outage
             except Exception as error:  # noqa: BLE001 - the next turn may do better
                 self._telemetry.log.error("task_died", task=f"listeners: {work.__name__}", error=type(error).__name__)
+            heed_cancellation()
 
     async def _tick(self) -> None:
         """Renew the leases of healthy listeners; then see who is still online."""

@@ -28,6 +28,7 @@ from callboard.fleet.sessions import (
     encode_companies,
     iso,
 )
+from callboard.fleet.tasks import heed_cancellation
 from callboard.fleet.watchers import Callback, Watchers
 from callboard.messages import check_identifier
 from callboard.service import User
@@ -292,6 +293,7 @@ class Presence:
             except Exception as error:  # noqa: BLE001 - a sweep that fails is tried again
                 done = True
                 self._telemetry.log.error("task_died", task="presence sweep", error=type(error).__name__)
+            heed_cancellation()
 
     async def _unindex(self, uid: str) -> None:
         await self._run(lua.INDEX_REMOVE, _INDEX, uid)

@@ -20,6 +20,7 @@ from callboard.errors import CallError, Internal, Unavailable
 from callboard.events.bus import Bus
 from callboard.fleet.declared import Declared, code_of, log_failure, read_snapshot
 from callboard.fleet.leases import Lease
+from callboard.fleet.tasks import heed_cancellation
 from callboard.messages import Event, utc_now
 from callboard.service import User
 from callboard.telemetry import Telemetry
@@ -157,6 +158,7 @@ class Supervisor:
             return False  # the fleet tries again when it finds the user online, which takes Redis too
         if lease is not None:
             self.lease = lease
+        heed_cancellation()
         return lease is not None
 
     async def _release(self) -> None:
@@ -258,6 +260,7 @@ class Supervisor:
             self.report(error)
         else:
             self.last_event, self.last_event_at = time.monotonic(), utc_now()
+        heed_cancellation()
 
 
 def is_permanent(error: Exception) -> bool:

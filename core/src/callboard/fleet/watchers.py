@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
+from callboard.fleet.tasks import heed_cancellation
 from callboard.telemetry import Telemetry
 
 Callback: TypeAlias = Callable[[str, bool], Awaitable[None]]
@@ -69,6 +70,7 @@ class _Watcher:
             while self._pending:
                 uid = next(iter(self._pending))
                 await self._call(uid, self._pending.pop(uid))
+                heed_cancellation()
 
     async def _call(self, uid: str, online: bool) -> None:
         try:

@@ -1,0 +1,601 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from callboard.connections import Connections
+from callboard.errors import PermissionDenied, Unavailable
+from callboard.events.bus import Bus
+from callboard.fleet.leases import Leases
+from callboard.fleet.listeners import Listeners
+from callboard.fleet.presence import Presence
+from callboard.fleet.supervisor import Patience
+from callboard.messages import Event
+from callboard.service import Context, Service, User, current_context, listener
+from callboard.settings import Settings
+from callboard.telemetry import Telemetry
+from callboard_local import ValkeyServer
+
+pytestmark = pytest.mark.anyio
+
+LEASE_TTL_S = 1.2
+ITEMS, LOUD = "shop.items", "shop.loud"
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@dataclass
+class Source:
+    """What the listeners under test listen to. `None` in a feed ends the stream, an exception is raised by it."""
+
+    begun: list[User] = field(default_factory=list)
+    read: list[User] = field(default_factory=list)
+    closed: int = 0
+    feeds: list[tuple[str, asyncio.Queue[Event | Exception | None]]] = field(default_factory=list)
+    snapshot_fails_with: Exception | None = None
+    context_seen: list[Context | None] = field(default_factory=list)
+    close_fails: bool = False
+
+    def push(self, uid: str, thing: Event | Exception | None) -> None:
+        for owner, feed in self.feeds:
+            if owner == uid:
+                feed.put_nowait(thing)
+
+    def delta(self, uid: str, number: int = 1) -> None:
+        self.push(uid, Event(type="notif.add", uid=uid, payload={"doc_id": f"{number}"}))
+
+    async def snapshot(self, user: User) -> list[Event]:
+        self.read.append(user)
+        if self.snapshot_fails_with is not None:
+            raise self.snapshot_fails_with
+        return [Event(type="notif.sync", uid=user.uid, payload={"count": len(self.read)})]
+
+    async def changes(self, user: User) -> AsyncIterator[Event]:
+        feed: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
+        self.feeds.append((user.uid, feed))
+        self.begun.append(user)
+        self.context_seen.append(current_context.get(None))
+        try:
+            while (thing := await feed.get()) is not None:
+                if isinstance(thing, Exception):
+                    raise thing
+                yield thing
+        finally:
+            self.feeds.remove((user.uid, feed))
+            self.closed += 1
+            if self.close_fails:
+                raise OSError("the source's secret")
+
+
+class Shop(Service):
+    namespace = "SHOP"
+    items_source: Source
+    loud_source: Source
+
+    def __init__(self) -> None:
+        self.items_source, self.loud_source = Source(), Source()
+
+    @listener
+    class Items:
+        service: Shop
+
+        async def snapshot(self, user: User) -> list[Event]:
+            return await self.service.items_source.snapshot(user)
+
+        def changes(self, user: User) -> AsyncIterator[Event]:
+            return self.service.items_source.changes(user)
+
+    @listener(begins_with_sync=True)
+    class Loud:
+        service: Shop
+
+        async def snapshot(self, user: User) -> list[Event]:
+            return await self.service.loud_source.snapshot(user)
+
+        async def changes(self, user: User) -> AsyncIterator[Event]:
+            yield Event(type="loud.sync", uid=user.uid, payload={})
+            async for event in self.service.loud_source.changes(user):
+                yield event
+
+
+@dataclass
+class Replica:
+    listeners: Listeners
+    presence: Presence
+    telemetry: Telemetry
+    shop: Shop
+    stream: io.StringIO
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        lines = map(json.loads, self.stream.getvalue().splitlines())
+        return [line for line in lines if line["event"] == event]
+
+    def metric(self, name: str, listener: str = ITEMS) -> float:
+        value = self.telemetry.metrics.registry.get_sample_value(name, {"listener": listener})
+        return math.nan if value is None else value
+
+
+@asynccontextmanager
+async def replica(
+    server: ValkeyServer,
+    *,
+    service: Shop | None = None,
+    grace_s: float = 0.3,
+    lease_ttl_s: float = LEASE_TTL_S,
+    patience: Patience | None = None,
+) -> AsyncIterator[Replica]:
+    settings = Settings(redis_host=server.host, redis_port=server.port, redis_cluster="false", replica="one")
+    stream = io.StringIO()
+    telemetry = Telemetry(replica="one", stream=stream)
+    shop = service or Shop()
+    async with AsyncExitStack() as stack:
+        connections = await stack.enter_async_context(Connections(settings, telemetry))
+        bus = await stack.enter_async_context(Bus(settings, connections, telemetry, {}))
+        presence = await stack.enter_async_context(
+            Presence(settings, connections, telemetry, ttl_s=60, sweep_interval_s=0.1)
+        )
+        listeners = Listeners(
+            settings, telemetry, Leases(connections), presence, bus,
+            lease_ttl_s=lease_ttl_s, scan_interval_s=0.1, grace_s=grace_s,
+            patience=patience or Patience(backoff_min_s=0.05, backoff_max_s=0.2),
+        )  # fmt: skip
+        listeners.declare("SHOP", shop)
+        await stack.enter_async_context(listeners)
+        yield Replica(listeners, presence, telemetry, shop, stream)
+
+
+class Heard:
+    """What a consumer of a user's channel receives, on a connection of its own that heals."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def of(self, type: str) -> list[dict[str, Any]]:  # noqa: A002
+        return [event for event in self.events if event["type"] == type]
+
+    async def until(self, type: str, count: int = 1) -> list[dict[str, Any]]:  # noqa: A002
+        await eventually(lambda: len(self.of(type)) >= count)
+        return self.of(type)
+
+
+@asynccontextmanager
+async def hearing(server: ValkeyServer, channel: str) -> AsyncIterator[Heard]:
+    heard, subscribed = Heard(), asyncio.Event()
+
+    async def hear() -> None:
+        async with Redis(host=server.host, port=server.port) as client, client.pubsub() as pubsub:
+            await pubsub.subscribe(channel)
+            async for message in pubsub.listen():
+                if message["type"] == "subscribe":
+                    subscribed.set()
+                else:
+                    heard.events.append(json.loads(message["data"]))
+
+    task = asyncio.create_task(hear())
+    try:
+        await asyncio.wait_for(subscribed.wait(), 10)
+        yield heard
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest.fixture
+async def heard(own_valkey: ValkeyServer) -> AsyncIterator[Heard]:
+    async with hearing(own_valkey, "user:ann") as heard:
+        yield heard
+
+
+async def lease_owner(server: ValkeyServer, name: str, uid: str) -> bytes | None:
+    async with Redis(host=server.host, port=server.port) as client:
+        owner: bytes | None = await client.hget(f"callboard:lease:listener:{name}:{{{uid}}}", "owner")  # type: ignore[misc]
+        return owner
+
+
+async def test_an_online_user_gets_a_sync_and_then_the_changes(own_valkey: ValkeyServer, heard: Heard) -> None:
+    async with replica(own_valkey) as one:
+        await one.presence.register("ann", "tab")
+        [sync] = await heard.until("notif.sync")
+        await eventually(lambda: one.listeners.is_active("ann", "items") and one.shop.items_source.feeds)
+        one.shop.items_source.delta("ann")
+        [delta] = await heard.until("notif.add")
+
+        assert sync["fence"] == delta["fence"] > 0
+        assert sync["as_of"] <= sync["timestamp"]
+        assert "as_of" not in delta
+        await heard.until("loud.sync")
+        assert one.shop.loud_source.read == []  # it begins with its own sync
+        assert len(one.shop.items_source.read) == 1
+
+        assert {line["listener"] for line in one.logged("listener_start")} == {ITEMS, LOUD}
+        await eventually(lambda: len(one.logged("listener_attached")) == 2)
+        assert one.metric("callboard_listeners_active") == 1
+        assert 0 <= one.metric("callboard_listener_last_event_age_seconds") < 60
+        status = {entry["listener"]: entry for entry in one.listeners.status()}
+        assert status[ITEMS]["state"] == "listening"
+        assert status[ITEMS]["uid"] == one.telemetry.user("ann") != "ann"
+        assert status[ITEMS]["fence"] == sync["fence"]
+        assert one.listeners.names() == [ITEMS, LOUD]
+        assert one.listeners.active_count() == 2
+        assert "doc_id" not in one.stream.getvalue()
+
+
+async def test_of_two_replicas_exactly_one_runs_a_listener(own_valkey: ValkeyServer, heard: Heard) -> None:
+    async with replica(own_valkey) as one, replica(own_valkey) as two:
+        for number in range(5):
+            await (one if number % 2 else two).presence.register(f"user-{number}", f"tab-{number}")
+        await one.presence.register("ann", "tab-a")
+        await two.presence.register("ann", "tab-b")
+        await eventually(lambda: one.listeners.active_count() + two.listeners.active_count() == 12)
+
+        until = time.monotonic() + 2 * LEASE_TTL_S
+        await eventually(lambda: min_renewed(one) > until and min_renewed(two) > until)
+        assert one.listeners.active_count() + two.listeners.active_count() == 12
+        one.shop.items_source.delta("ann")
+        two.shop.items_source.delta("ann")
+        await heard.until("notif.add")
+        assert len(heard.of("notif.sync")) == len(heard.of("notif.add")) == 1
+        assert one.logged("listener_lost") == two.logged("listener_lost") == []
+
+
+def min_renewed(one: Replica) -> float:
+    return min((running.supervisor.renewed_at for running in one.listeners._running.values()), default=math.inf)
+
+
+async def test_a_replica_that_goes_silent_is_taken_over_and_is_mute(own_valkey: ValkeyServer, heard: Heard) -> None:
+    async with replica(own_valkey) as one:
+        await one.presence.register("ann", "tab")
+        [first] = await heard.until("notif.sync")
+        async with replica(own_valkey) as two:
+            # The negative control: while it renews, nobody takes over.
+            began = min_renewed(one)
+            await eventually(lambda: min_renewed(one) > began + 2 * LEASE_TTL_S)
+            assert two.listeners.active_count() == 0
+
+            for loop in one.listeners._loops:  # as a process that hangs: it neither renews nor releases
+                loop.cancel()
+            [_, second] = await heard.until("notif.sync", 2)
+            await eventually(lambda: two.shop.items_source.feeds)
+            assert second["fence"] > first["fence"]
+            assert one.shop.items_source.feeds  # it still listens …
+            one.shop.items_source.delta("ann", 1)
+            two.shop.items_source.delta("ann", 2)
+            await heard.until("notif.add")
+            await eventually(lambda: any(entry["state"] == "muted" for entry in one.listeners.status()))
+            assert [event["payload"]["doc_id"] for event in heard.of("notif.add")] == ["2"]  # … and says nothing
+            assert {line["listener"] for line in two.logged("listener_taken_over")} >= {ITEMS}
+
+
+async def test_a_lost_lease_stops_the_listener(own_valkey: ValkeyServer, heard: Heard) -> None:
+    async with replica(own_valkey) as one, Redis(host=own_valkey.host, port=own_valkey.port) as client:
+        await one.presence.register("ann", "tab")
+        [first] = await heard.until("notif.sync")
+        await client.delete(f"callboard:lease:listener:{ITEMS}:{{ann}}")
+        await eventually(lambda: one.logged("listener_lost"))
+        [_, second] = await heard.until("notif.sync", 2)  # nobody else wanted it: taken again
+        assert second["fence"] > first["fence"]
+        assert [line["listener"] for line in one.logged("listener_lost")] == [ITEMS]
+
+
+async def test_a_page_reload_does_not_restart_the_listeners(own_valkey: ValkeyServer, heard: Heard) -> None:
+    async with replica(own_valkey, grace_s=3_600) as one:
+        await one.presence.register("ann", "tab")
+        await heard.until("notif.sync")
+        await one.presence.unregister("tab")
+        await eventually(lambda: "ann" in one.listeners._gone_since)
+        await one.presence.register("ann", "tab-2")
+        await eventually(lambda: "ann" not in one.listeners._gone_since)
+        assert len(one.shop.items_source.begun) == 1
+        assert one.shop.items_source.closed == 0
+
+
+async def test_offline_stops_the_listeners_and_releases_their_leases(own_valkey: ValkeyServer, heard: Heard) -> None:
+    async with replica(own_valkey) as one:
+        await one.presence.register("ann", "tab")
+        await one.presence.register("bob", "tab-b")
+        await heard.until("notif.sync")
+        assert await lease_owner(own_valkey, ITEMS, "ann")
+
+        await one.presence.unregister("tab")
+        await eventually(lambda: one.listeners.active_count() == 2)
+        assert one.shop.items_source.closed == 1
+        assert await lease_owner(own_valkey, ITEMS, "ann") is None
+        assert await lease_owner(own_valkey, ITEMS, "bob")
+        assert not one.listeners.is_active("ann", ITEMS)
+        assert one.logged("listener_error") == []
+
+
+async def test_a_user_who_went_online_elsewhere_keeps_their_listeners_here(
+    own_valkey: ValkeyServer, heard: Heard
+) -> None:
+    async with replica(own_valkey) as one:
+        await one.presence.register("ann", "tab")
+        await heard.until("notif.sync")
+        async with replica(own_valkey) as two:
+            await one.presence.unregister("tab")
+            await two.presence.register("ann", "tab-2")
+            since = min_renewed(one)
+            await eventually(lambda: min_renewed(one) > since + LEASE_TTL_S)  # longer than the grace
+            assert one.listeners.is_active("ann", ITEMS)
+            assert one.shop.items_source.closed == 0
+
+
+async def test_a_failing_listener_restarts_and_the_others_do_not_notice(own_valkey: ValkeyServer, heard: Heard) -> None:
+    async with replica(own_valkey) as one:
+        await one.presence.register("ann", "tab")
+        await one.presence.register("bob", "tab-b")
+        await eventually(lambda: one.listeners.active_count() == 4 and len(one.shop.items_source.feeds) == 2)
+        for count in (1, 2, 3):
+            await eventually(lambda: "ann" in dict(one.shop.items_source.feeds))
+            one.shop.items_source.push("ann", ValueError("a payload") if count < 3 else None)
+            await eventually(lambda: len(one.logged("listener_error")) == count)  # noqa: B023 - awaited in the loop
+        await heard.until("notif.sync", 4)  # each restart with a sync
+
+        errors = one.logged("listener_error")
+        assert [line["error"] for line in errors] == ["ValueError", "ValueError", "StreamEnded"]
+        assert {line["code"] for line in errors} == {"INTERNAL"}
+        assert errors[0]["where"].startswith("test_listeners.py:")
+        assert "a payload" not in one.stream.getvalue()
+        assert one.metric("callboard_listener_restarts_total") == 3
+        assert [user.uid for user in one.shop.items_source.begun].count("bob") == 1
+        assert len(one.shop.loud_source.begun) == 2
+
+
+async def test_a_permanent_error_waits_long_and_lets_the_lease_go(own_valkey: ValkeyServer, heard: Heard) -> None:
+    patience = Patience(backoff_min_s=0.01, backoff_max_s=3_600)
+    async with replica(own_valkey, patience=patience) as one:
+        await one.presence.register("ann", "tab")
+        await heard.until("notif.sync")
+        await eventually(lambda: one.shop.items_source.feeds)
+        one.shop.items_source.push("ann", PermissionDenied("secret"))
+        await eventually(lambda: one.logged("listener_error"))
+        [error] = one.logged("listener_error")
+        assert error["code"] == "PERMISSION_DENIED"
+        assert error["retry_in_s"] >= 1_800
+        [entry] = [entry for entry in one.listeners.status() if entry["listener"] == ITEMS]
+        assert (entry["state"], entry["last_error"]) == ("backing_off", "PERMISSION_DENIED")
+        assert not one.listeners.is_active("ann", "items")
+        async with replica(own_valkey) as two:  # who may fare better
+            await eventually(lambda: two.listeners.is_active("ann", "items"))
+            assert one.listeners.is_active("ann", "loud")
+
+        await one.listeners.restart("ann", "items")  # asked for, it does not wait
+        await eventually(lambda: one.listeners.is_active("ann", "items"))
+
+
+@pytest.mark.parametrize("failures", [1, 4, 40])
+async def test_back_off_is_full_jitter_below_a_bound_that_grows(failures: int) -> None:
+    patience = Patience()
+    bound = min(30.0, 0.5 * 2 ** (failures - 1))
+    delays = [patience.backoff_s(failures, permanent=False) for _ in range(200)]
+    assert 0 <= min(delays) < bound / 4
+    assert bound / 2 < max(delays) <= bound
+    assert all(15 <= patience.backoff_s(failures, permanent=True) <= 30 for _ in range(50))
+
+
+async def test_redis_killed_while_publishing_makes_a_sync_once_it_is_back(own_valkey: ValkeyServer) -> None:
+    async with replica(own_valkey, lease_ttl_s=30, grace_s=3_600) as one:
+        await one.presence.register("ann", "tab")
+        await eventually(lambda: one.listeners.is_active("ann", "items") and one.shop.items_source.feeds)
+        [lease] = [
+            run.supervisor.lease for run in one.listeners._running.values() if run.supervisor.declared.name == ITEMS
+        ]
+        await own_valkey.kill()
+        one.shop.items_source.delta("ann", 1)
+        await eventually(lambda: any(entry["state"] == "muted" for entry in one.listeners.status()))
+        assert one.logged("listener_error")[-1]["code"] == "UNAVAILABLE"
+        one.shop.items_source.delta("ann", 2)
+
+        await own_valkey.restart()
+        async with hearing(own_valkey, "user:ann") as heard:
+            # A restarted server has forgotten its leases: put this one back, as a server with a disk would.
+            async with Redis(host=own_valkey.host, port=own_valkey.port) as client:
+                fields = {"owner": lease.owner, "expires": 2**45, "fence": lease.fence}
+                await client.hset(lease.key, mapping=fields)  # type: ignore[misc,arg-type]
+            reads = len(one.shop.items_source.read)
+            [tick] = [one.listeners._tick]
+            while not heard.of("notif.sync"):
+                await tick()
+                await asyncio.sleep(0.02)
+            assert len(one.shop.items_source.read) == reads + 1
+            one.shop.items_source.delta("ann", 3)
+            await heard.until("notif.add")
+            assert [event["type"] for event in heard.events] == ["notif.sync", "notif.add"]
+            assert heard.events[0]["fence"] == heard.events[1]["fence"] == lease.fence
+            assert one.shop.items_source.closed == 0  # the stream went on all the while
+
+
+async def test_redis_that_lost_everything_gives_a_new_lease_and_a_sync(own_valkey: ValkeyServer) -> None:
+    async with replica(own_valkey) as one:
+        await one.presence.register("ann", "tab")
+        await eventually(lambda: one.listeners.active_count() == 2)
+        before = {entry["listener"]: entry["fence"] for entry in one.listeners.status()}
+        await own_valkey.kill()
+        one.shop.items_source.delta("ann", 1)
+        await own_valkey.restart()
+        async with hearing(own_valkey, "user:ann") as heard:
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        await one.presence.register("ann", "tab")
+                        break
+                    except Unavailable:
+                        await asyncio.sleep(0.02)
+            [sync, *_] = await heard.until("notif.sync")
+            assert sync["fence"] > before[ITEMS]
+            await eventually(lambda: one.listeners.active_count() == 2)
+
+
+async def test_an_event_that_cannot_be_sent_does_not_end_the_stream(own_valkey: ValkeyServer, heard: Heard) -> None:
+    async with replica(own_valkey) as one:
+        await one.presence.register("ann", "tab")
+        await heard.until("notif.sync")
+        await eventually(lambda: one.shop.items_source.feeds)
+        one.shop.items_source.push("ann", Event(type="NOT A TYPE", uid="ann", payload={}))
+        one.shop.items_source.push("ann", Event(type="notif.add", uid="ann", payload={"no": object()}))
+        one.shop.items_source.delta("ann")
+        await heard.until("notif.add")
+        assert [line["code"] for line in one.logged("listener_error")] == ["INVALID_ARGS", "INTERNAL"]
+        assert len(one.shop.items_source.begun) == 1
+        assert one.metric("callboard_listener_restarts_total") is not None
+
+
+async def test_other_companies_restart_the_users_listeners(own_valkey: ValkeyServer, heard: Heard) -> None:
+    async with replica(own_valkey) as one, replica(own_valkey) as two:
+        await one.presence.register("ann", "tab")
+        await eventually(lambda: one.listeners.active_count() + two.listeners.active_count() == 2)
+        owner = one if one.listeners.is_active("ann", "items") else two
+        other = two if owner is one else one
+        for teller, companies in ((owner, ["a"]), (other, ["a", "b"])):  # at once here; on the next tick from elsewhere
+            await teller.presence.register("ann", "tab", authorized_companies_ids=companies)
+            user = User("ann", frozenset(companies))
+            await eventually(lambda: owner.shop.items_source.begun[-1] == user)  # noqa: B023 - awaited in the loop
+        await owner.presence.register("ann", "tab", authorized_companies_ids=["b", "a"])  # the same: nothing happens
+        assert len(owner.shop.items_source.begun) == 3
+        assert owner.logged("listener_error") == []
+
+
+async def test_restart_begins_one_or_all_anew(own_valkey: ValkeyServer, heard: Heard) -> None:
+    async with replica(own_valkey) as one:
+        await one.presence.register("ann", "tab")
+        await eventually(lambda: one.listeners.active_count() == 2)
+        await heard.until("notif.sync", 1)
+        await one.listeners.restart("ann", "items")
+        await heard.until("notif.sync", 2)
+        assert len(heard.of("loud.sync")) == 1
+        await one.listeners.restart("ann")
+        await heard.until("notif.sync", 3)
+        await heard.until("loud.sync", 2)
+        await one.listeners.restart("nobody")
+        assert one.logged("listener_error") == []
+
+
+async def test_snapshot_survives_a_listener_that_fails(own_valkey: ValkeyServer) -> None:
+    async with replica(own_valkey) as one:
+        await one.presence.register("ann", "tab", authorized_companies_ids=["a"])
+        assert {event.type for event in await one.listeners.snapshot("ann")} == {"notif.sync"}
+        assert one.shop.loud_source.read[-1] == User("ann", frozenset({"a"}))
+        one.shop.loud_source.snapshot_fails_with = ValueError("a payload")
+        found = await one.listeners.read("ann")
+        assert [event.type for event in found.events] == ["notif.sync"]
+        assert found.failed == [LOUD]
+        assert all(event.id and event.timestamp and event.as_of for event in found.events)
+        assert {line["listener"] for line in one.logged("listener_error")} == {LOUD}
+        assert "a payload" not in one.stream.getvalue()
+
+
+async def test_a_snapshot_that_hangs_is_cut_off(own_valkey: ValkeyServer) -> None:
+    class Hanging(Shop):
+        @listener
+        class Items:
+            async def snapshot(self, user: User) -> list[Event]:
+                await asyncio.Event().wait()
+                return []
+
+            def changes(self, user: User) -> AsyncIterator[Event]:
+                raise ValueError
+
+    async with replica(own_valkey, service=Hanging(), patience=Patience(snapshot_s=0.05)) as one:
+        found = await one.listeners.read("ann")
+        assert [event.type for event in found.events] == ["notif.sync"]
+        assert found.failed == [ITEMS]
+        assert {line["code"] for line in one.logged("listener_error")} == {"DEADLINE_EXCEEDED"}
+
+
+async def test_sync_publishes_the_snapshot(own_valkey: ValkeyServer, heard: Heard) -> None:
+    async with replica(own_valkey) as one:
+        assert await one.listeners.sync("ann") == 2  # also for a user who is not online here
+        await heard.until("notif.sync", 2)
+        await own_valkey.kill()
+        with pytest.raises(Unavailable):
+            await one.listeners.sync("ann")
+
+
+async def test_drain_releases_everything_for_the_next_replica(own_valkey: ValkeyServer, heard: Heard) -> None:
+    async with replica(own_valkey, lease_ttl_s=3_600) as one:
+        await one.presence.register("ann", "tab")
+        await eventually(lambda: one.listeners.active_count() == 2)
+        async with replica(own_valkey) as two:
+            await one.listeners.drain()
+            assert one.listeners.status() == []
+            assert one.shop.items_source.closed == 1
+            await eventually(lambda: two.listeners.active_count() == 2)
+            assert two.logged("listener_taken_over") == []  # handed over, not gone silent
+            await one.presence.register("bob", "tab-b")
+            await eventually(lambda: two.listeners.active_count() == 4)
+            assert one.listeners.active_count() == 0
+            await one.listeners.drain()
+
+
+async def test_drain_ends_although_redis_is_away_and_the_stream_fails_to_close(own_valkey: ValkeyServer) -> None:
+    async with replica(own_valkey) as one:
+        await one.presence.register("ann", "tab")
+        await eventually(lambda: one.listeners.active_count() == 2 and one.shop.items_source.feeds)
+        one.shop.items_source.close_fails = True
+        await own_valkey.kill()
+        await one.listeners.drain()
+        assert one.listeners.status() == []
+        assert "OSError" in {line["error"] for line in one.logged("listener_error")}
+        assert one.logged("task_died") == []
+
+
+async def test_a_listener_runs_in_nobodys_context(own_valkey: ValkeyServer) -> None:
+    async with replica(own_valkey) as one:
+
+        async def publish(event: Event, /, *, specific: tuple[str, ...] = ()) -> None:
+            raise AssertionError
+
+        current_context.set(Context(publish, asyncio.get_running_loop(), method="A.call"))
+        await one.presence.register("ann", "tab")
+        await one.listeners._scan()
+        await eventually(lambda: one.shop.items_source.context_seen)
+        assert one.shop.items_source.context_seen == [None]
+
+
+async def test_a_service_may_prefix_its_log_events(own_valkey: ValkeyServer) -> None:
+    class Workflow(Shop):
+        listener_log_prefix = "workflow_"
+
+    async with replica(own_valkey, service=Workflow()) as one:
+        await one.presence.register("ann", "tab")
+        await eventually(lambda: len(one.logged("workflow_listener_attached")) == 2 and one.shop.items_source.feeds)
+        one.shop.items_source.push("ann", None)
+        await eventually(lambda: one.logged("workflow_listener_error"))
+        assert len(one.logged("workflow_listener_start")) >= 2
+        for event in ("start", "attached", "error"):
+            assert one.logged(f"listener_{event}") == []
+
+
+async def test_names_clash_and_are_withdrawn(own_valkey: ValkeyServer) -> None:
+    class Twice(Service):
+        namespace = "TWICE"
+
+        @listener(name="same")
+        class One(Shop.Items):
+            pass
+
+        @listener(name="same")
+        class Two(Shop.Items):
+            pass
+
+    async with replica(own_valkey) as one:
+        with pytest.raises(TypeError, match="same"):
+            one.listeners.declare("TWICE", Twice())
+        one.listeners.withdraw("TWICE")
+        assert one.listeners.names() == [ITEMS, LOUD]
+        assert one.metric("callboard_listeners_active", "twice.same") is math.nan
+        assert math.isnan(one.metric("callboard_listener_last_event_age_seconds"))
