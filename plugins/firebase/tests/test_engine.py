@@ -15,7 +15,7 @@ from google.cloud.firestore_v1.base_query import FieldFilter
 from google.cloud.firestore_v1.vector import Vector
 
 from callboard.errors import InvalidArgs, Unavailable
-from callboard_firebase import Batch, ListenEngine, ListenOptions
+from callboard_firebase import Batch, Document, ListenEngine, ListenOptions
 from callboard_local.firestore_process import FirestoreProcess
 
 from .conftest import QUICK, Listening, listening, take, until
@@ -256,6 +256,46 @@ async def test_a_killed_server_loses_no_change_and_repeats_none(tmp_path: Path) 
                 assert sorted(changes) == [("added", "added"), ("modified", "changed"), ("removed", "deleted")]
                 assert not any(batch.initial for batch in seen)
                 assert opened.engine.stats().reconnects >= 1
+
+
+async def test_a_history_of_writes_and_crashes_adds_up(tmp_path: Path) -> None:
+    """Every batch follows from the one before by its changes; no version comes twice; the end is the server's state."""
+    with FirestoreProcess(data=tmp_path / "firestore.sqlite") as server:
+        async with listening(server.address, "demo") as opened, listening(server.address, "demo") as writer:
+            notes = opened.client.collection("notes")
+
+            async def write() -> None:
+                for number in range(120):
+                    if number in (40, 80):
+                        await server.kill()
+                        await server.restart()
+                    note = writer.client.collection("notes").document(str(number % 7))
+                    if number % 5 == 4:
+                        await note.delete(timeout=15)
+                    else:
+                        await note.set({"n": number}, timeout=15)
+                await writer.client.collection("notes").document("end").set({}, timeout=15)
+
+            async with opened.engine.watch(notes) as batches, asyncio.TaskGroup() as tasks:
+                tasks.create_task(write())
+                seen = await until(batches, lambda batch: "notes/end" in batch.documents)
+
+            assert opened.engine.stats().reconnects >= 2
+            state: dict[str, Document] = {}
+            versions = set()
+            for batch in seen:
+                for change in batch.changes:
+                    document = change.document
+                    assert (document.path in state) is (change.kind != "added")
+                    if change.kind == "removed":
+                        del state[document.path]
+                        continue
+                    state[document.path] = document
+                    assert (document.path, document.update_time) not in versions
+                    versions.add((document.path, document.update_time))
+                assert state == dict(batch.documents)
+            stored = {snapshot.id: snapshot.to_dict() async for snapshot in notes.stream()}
+            assert {document.id: document.data for document in state.values()} == stored
 
 
 async def test_what_a_restarted_server_has_lost_is_removed() -> None:
