@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp
 
-Serve = Callable[[ASGIApp], Awaitable[str]]
+Serve = Callable[..., Awaitable[str]]
 
 
 @asynccontextmanager
@@ -37,7 +37,7 @@ async def running(app: ASGIApp, **options: Any) -> AsyncIterator[str]:
 async def serve() -> AsyncIterator[Serve]:
     async with AsyncExitStack() as stack:
 
-        async def start(app: ASGIApp) -> str:
-            return await stack.enter_async_context(running(app))
+        async def start(app: ASGIApp, **options: Any) -> str:
+            return await stack.enter_async_context(running(app, **options))
 
         yield start

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope
 from support import MakeSettings, Recorded
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -30,6 +30,7 @@ from callboard.fleet.listeners import Listeners, Snapshot
 from callboard.fleet.presence import Presence
 from callboard.gateway.admission import VerifiedToken
 from callboard.gateway.closing import CloseCode
+from callboard.gateway.connection import Limits
 from callboard.gateway.socket import TransportAccess
 from callboard.gateway.tickets import Tickets
 from callboard.gateway.websocket import WebSocketGateway
@@ -41,7 +42,7 @@ from callboard_local import ValkeyServer
 
 pytestmark = pytest.mark.anyio
 
-Serve = Callable[[ASGIApp], Awaitable[str]]
+Serve = Callable[..., Awaitable[str]]
 SERVICE = {"Authorization": "Bearer t0ken"}
 
 
@@ -83,6 +84,7 @@ class Replica:
     recorded: Recorded
     address: str
     uid: str
+    transports: list[Any]
 
     def url(self, **query: str) -> str:
         named = {"uid": self.uid, **query}
@@ -96,7 +98,7 @@ class Replica:
     @asynccontextmanager
     async def synced(self, **query: str) -> AsyncIterator[ClientConnection]:
         """A client that has received its first sync."""
-        async with self.open(**query) as client:
+        async with self.open(SERVICE, **query) as client:
             assert (await heard(client))["type"] == "notif.sync"
             yield client
 
@@ -132,9 +134,27 @@ async def eventually(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
+class Remembering:
+    """ASGI middleware that keeps the transports, to see what becomes of them."""
+
+    def __init__(self, app: ASGIApp, transports: list[Any]) -> None:
+        self._app, self._transports = app, transports
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Any) -> None:
+        self._transports.append(send.__self__.transport)
+        await self._app(scope, receive, send)
+
+
 @asynccontextmanager
 async def replica(
-    serve: Serve, settings: Settings, recorded: Recorded, *, real_listeners: type[Service] | None = None, **options: Any
+    serve: Serve,
+    settings: Settings,
+    recorded: Recorded,
+    *,
+    real_listeners: type[Service] | None = None,
+    can_abort: bool = True,
+    server: dict[str, Any] | None = None,
+    **options: Any,
 ) -> AsyncIterator[Replica]:
     telemetry, source, lifecycle = recorded.telemetry, Source(), Lifecycle()
     lifecycle.ready()
@@ -160,9 +180,11 @@ async def replica(
             listeners=listeners, lifecycle=lifecycle, telemetry=telemetry, **options,
         )  # fmt: skip
         await stack.enter_async_context(gateway)
-        address = await serve(Starlette(routes=gateway.routes(), middleware=[Middleware(TransportAccess)]))
+        transports: list[Any] = []
+        middleware = [Middleware(Remembering, transports), *([Middleware(TransportAccess)] if can_abort else [])]
+        address = await serve(Starlette(routes=gateway.routes(), middleware=middleware), **(server or {}))
         uid = f"u-{new_id()[:12]}"
-        yield Replica(gateway, hub, bus, presence, tickets, source, lifecycle, recorded, address, uid)
+        yield Replica(gateway, hub, bus, presence, tickets, source, lifecycle, recorded, address, uid, transports)
         async with asyncio.timeout(20):
             await gateway.drain()
         await eventually(lambda: not gateway.connections)
@@ -174,7 +196,8 @@ async def desk(serve: Serve, make_settings: MakeSettings, recorded: Recorded) ->
         LISTENERS_SERVICE_TOKENS="ci:limited:REGISTRY.get_*;ops:regi:REGISTRY.*",
         LISTENERS_ALLOWED_ORIGINS="https://app.example",
     )
-    async with replica(serve, settings, recorded, first_frame_timeout_s=0.3) as made:
+    limits = Limits(resync_backoff_s=(0.01, 0.1))
+    async with replica(serve, settings, recorded, first_frame_timeout_s=0.3, limits=limits) as made:
         yield made
 
 
@@ -336,8 +359,8 @@ async def test_first_frames_that_are_no_credential(desk: Replica) -> None:
         {"type": "auth.ticket", "payload": []},
     ):
         assert await desk.refused(None, junk) == CloseCode.BAD_REQUEST
-    for payload in ([], {}, {"ticket": 5}):
-        assert await desk.refused(None, {"type": "auth.ticket", "payload": payload}) == CloseCode.BAD_REQUEST
+    for payload in ("[]", "{}", '{"ticket": 5}'):
+        assert await desk.refused(None, f'{{"type": "auth.ticket", "payload": {payload}}}') == CloseCode.BAD_REQUEST
     assert await desk.refused(None, {"type": "hello"}) == CloseCode.BAD_CREDENTIAL
     assert await desk.refused(None, {"type": "auth.ticket", "payload": {"ticket": "x"}}) == CloseCode.BAD_CREDENTIAL
     assert desk.source.reads == 0
@@ -563,7 +586,7 @@ async def test_a_client_that_never_reads_is_dropped_and_nobody_else_notices(
     serve: Serve, make_settings: MakeSettings, recorded: Recorded
 ) -> None:
     async with (
-        replica(serve, make_settings(), recorded, outbox_bytes=500_000) as desk,
+        replica(serve, make_settings(), recorded, limits=Limits(outbox_bytes=500_000)) as desk,
         Stalled(desk) as stalled,
         desk.synced() as client,
     ):
@@ -579,8 +602,11 @@ async def test_a_client_that_never_reads_is_dropped_and_nobody_else_notices(
 async def test_a_client_is_dropped_when_its_oldest_frame_has_waited_too_long(
     serve: Serve, make_settings: MakeSettings, recorded: Recorded
 ) -> None:
-    limits = {"outbox_bytes": 1_000_000_000, "outbox_age_s": 0.3, "tend_interval_s": 0.05}
-    async with replica(serve, make_settings(), recorded, **limits) as desk, Stalled(desk) as stalled:
+    limits = Limits(outbox_bytes=1_000_000_000, outbox_age_s=0.3)
+    async with (
+        replica(serve, make_settings(), recorded, limits=limits, tend_interval_s=0.05) as desk,
+        Stalled(desk) as stalled,
+    ):
         await eventually(lambda: desk.gateway.connections == 1)
         while desk.gateway.connections:
             await desk.publish(1, "notif.add", job_id="x" * 100_000)
@@ -591,13 +617,45 @@ async def test_a_client_is_dropped_when_its_oldest_frame_has_waited_too_long(
 async def test_a_sync_that_a_client_does_not_read_gets_it_dropped_too(
     serve: Serve, make_settings: MakeSettings, recorded: Recorded
 ) -> None:
-    limits = {"outbox_age_s": 0.3, "tend_interval_s": 0.05}
-    async with replica(serve, make_settings(), recorded, **limits) as desk:
+    limits = Limits(outbox_age_s=0.3, resync_backoff_s=(0.01, 0.01))
+    async with replica(serve, make_settings(), recorded, limits=limits, tend_interval_s=0.05) as desk:
         desk.source.payload = {"filling": "x" * 20_000_000}
         desk.source.failed_listeners = [["again"]] * 3
         async with Stalled(desk) as stalled:
             await eventually(lambda: recorded.metric("callboard_ws_closed_total", code="3008") == 1)
             await stalled.is_dropped()
+
+
+def holds_bytes(transport: Any) -> bool:
+    return not transport.is_closing() or transport.get_write_buffer_size() > 0
+
+
+@pytest.mark.parametrize("can_abort", [True, False])
+async def test_a_dropped_client_holds_nothing(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded, can_abort: bool
+) -> None:
+    limits = Limits(outbox_bytes=500_000)
+    async with replica(serve, make_settings(), recorded, limits=limits, can_abort=can_abort) as desk, Stalled(desk):
+        await eventually(lambda: desk.gateway.connections == 1)
+        while desk.gateway.connections:
+            await desk.publish(1, job_id="x" * 100_000)
+        if can_abort:
+            await eventually(lambda: not holds_bytes(desk.transports[0]))
+        else:  # the control: without the transport at hand the bytes stay until the kernel gives up
+            assert holds_bytes(desk.transports[0])
+
+
+async def test_a_client_that_answers_no_ping_is_dropped(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    options: Any = {"limits": Limits(outbox_bytes=1_000_000_000, stuck_after_s=0.1), "tend_interval_s": 0.05}
+    options["server"] = {"ws_ping_interval": 0.5, "ws_ping_timeout": 0.5}
+    async with replica(serve, make_settings(), recorded, **options) as desk, Stalled(desk):
+        await eventually(lambda: desk.gateway.connections == 1)
+        for _ in range(50):  # more than the kernel's buffers hold
+            await desk.publish(1, job_id="x" * 200_000)
+        await eventually(lambda: recorded.metric("callboard_ws_closed_total", code="3012") == 1)
+        assert not holds_bytes(desk.transports[0])
 
 
 # -- the end
@@ -606,8 +664,8 @@ async def test_a_sync_that_a_client_does_not_read_gets_it_dropped_too(
 async def test_drain_sends_all_clients_elsewhere_and_stalls_for_nobody(
     serve: Serve, make_settings: MakeSettings, recorded: Recorded
 ) -> None:
-    limits = {"outbox_bytes": 1_000_000_000, "drain_spread_s": 0.1}
-    async with replica(serve, make_settings(), recorded, **limits) as desk, Stalled(desk), AsyncExitStack() as stack:
+    options: Any = {"limits": Limits(outbox_bytes=1_000_000_000), "drain_spread_s": 0.1}
+    async with replica(serve, make_settings(), recorded, **options) as desk, Stalled(desk), AsyncExitStack() as stack:
         await eventually(lambda: desk.source.reads == 1)
         for _ in range(50):  # more than the kernel's buffers hold
             await desk.publish(1, job_id="x" * 200_000)

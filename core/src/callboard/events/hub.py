@@ -94,7 +94,7 @@ class Hub:
         sent_at = timestamp(head.timestamp)
         frame = Frame(text, len(data), label=room.label, segment=segment, sent_at=sent_at)
         delivered = 0
-        for outbox in list(room.outboxes):
+        for outbox in room.outboxes:
             if outbox.push(frame):
                 delivered += 1
             else:

@@ -5,33 +5,43 @@ Beside these a client may see 1009 (a frame over 64 KiB), 1011 (no answer to a p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 
 class CloseCode(IntEnum):
-    """The close codes of `/ws`; `reason` is what the client reads beside the number."""
+    """The close codes of `/ws`."""
 
-    reason: str
+    SHUTTING_DOWN = 3001
+    CREDENTIAL_EXPIRED = 3005
+    TOO_SLOW = 3008
+    UNAVAILABLE = 3011
+    NO_PONG = 3012
+    BAD_CREDENTIAL = 3500
+    BAD_REQUEST = 3501
+    FORBIDDEN = 3507
 
-    def __new__(cls, code: int, reason: str) -> CloseCode:
-        member = int.__new__(cls, code)
-        member._value_ = code
-        member.reason = reason
-        return member
-
-    SHUTTING_DOWN = 3001, "This replica is shutting down."
-    CREDENTIAL_EXPIRED = 3005, "The credential has expired."
-    TOO_SLOW = 3008, "The client reads too slowly."
-    UNAVAILABLE = 3011, "The service cannot take this connection now."
-    NO_PONG = 3012, "The client did not answer a ping."
-    BAD_CREDENTIAL = 3500, "A valid credential is needed."
-    BAD_REQUEST = 3501, "The request or a frame makes no sense."
-    FORBIDDEN = 3507, "This credential may not do that."
+    @property
+    def reason(self) -> str:
+        """What the client reads beside the number."""
+        return REASONS[self]
 
     @property
     def reconnect(self) -> bool:
         """Whether the client is to try again."""
         return self < 3500
+
+
+REASONS: Mapping[int, str] = {
+    CloseCode.SHUTTING_DOWN: "This replica is shutting down.",
+    CloseCode.CREDENTIAL_EXPIRED: "The credential has expired.",
+    CloseCode.TOO_SLOW: "The client reads too slowly.",
+    CloseCode.UNAVAILABLE: "The service cannot take this connection now.",
+    CloseCode.NO_PONG: "The client did not answer a ping.",
+    CloseCode.BAD_CREDENTIAL: "A valid credential is needed.",
+    CloseCode.BAD_REQUEST: "The request or a frame makes no sense.",
+    CloseCode.FORBIDDEN: "This credential may not do that.",
+}
 
 
 class Refused(Exception):

@@ -17,7 +17,7 @@ import msgspec
 
 from callboard.errors import Unavailable
 from callboard.events.hub import Hub
-from callboard.events.outbox import Frame, Outbox, timestamp
+from callboard.events.outbox import MAX_AGE_S, MAX_BYTES, Frame, Outbox, timestamp
 from callboard.gateway.closing import CloseCode, Gone, Refused
 from callboard.gateway.socket import Socket
 from callboard.messages import Event, encode
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 _FLUSH_TIMEOUT_S = 1.0
 _MAX_FRAMES_PER_S = 100
-_STUCK_AFTER_S = 5.0
 _SNAPSHOT_TIMEOUT_S = 60.0
-_BACKOFF_S = (0.5, 30.0)
 _PONG = '{"type":"pong"}'
 
 
@@ -39,10 +37,14 @@ class _Incoming(msgspec.Struct):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one socket: bytes and seconds that its outbox may lag behind."""
+    """What one socket is granted. `outbox_*`: how far it may lag behind."""
 
-    outbox_bytes: int
-    outbox_age_s: float
+    outbox_bytes: int = MAX_BYTES
+    outbox_age_s: float = MAX_AGE_S
+    stuck_after_s: float = 5.0
+    """The server has been closing the connection for this long: it is dropped."""
+    resync_backoff_s: tuple[float, float] = (0.5, 30.0)
+    """First and longest wait before a failed snapshot is read again."""
 
 
 class Connection:
@@ -68,7 +70,7 @@ class Connection:
         self._hub = hub
         self._listeners = listeners
         self._telemetry = telemetry
-        self._max_age_s = limits.outbox_age_s
+        self._limits = limits
         self._reads = reads
         self._resync_delay_s = resync_delay_s
         self._expires_at = None if expires_in_s is None else time.monotonic() + expires_in_s
@@ -122,14 +124,14 @@ class Connection:
 
     def tend(self, now: float) -> None:
         """Look after the socket, every second or so: too slow, expired, or stuck in the server's own closing."""
-        late = self._sending_since is not None and now - self._sending_since > self._max_age_s
+        late = self._sending_since is not None and now - self._sending_since > self._limits.outbox_age_s
         if late or self._outbox.is_late(now):
             self.close(CloseCode.TOO_SLOW)
         elif self._expires_at is not None and now >= self._expires_at:
             self.close(CloseCode.CREDENTIAL_EXPIRED)
         elif self._socket.is_closing:
             self._closing_since = self._closing_since or now
-            if now - self._closing_since > _STUCK_AFTER_S:
+            if now - self._closing_since > self._limits.stuck_after_s:
                 self.close(CloseCode.NO_PONG)
                 self._socket.abort()
 
@@ -207,7 +209,7 @@ class Connection:
 
     def _backoff_s(self) -> float:
         self._failures += 1
-        first, longest = _BACKOFF_S
+        first, longest = self._limits.resync_backoff_s
         return random.uniform(first / 5, min(longest, first * 2 ** min(self._failures, 10)))  # noqa: S311 - jitter
 
     # -- the end

@@ -176,7 +176,7 @@ class _Door:
             await self._bus.publish_raw(channel, answer)
         except Exception as exc:  # noqa: BLE001 - the caller has its answer; this copy of it is a convenience
             code = exc.code if isinstance(exc, CallError) else type(exc).__name__
-            self._telemetry.log.warning("rpc_error", code=code, trace_id=trace_id, while_="publishing to reply_to")
+            self._telemetry.log.warning("rpc_error", code=code, trace_id=trace_id, stage="reply_to")
 
 
 async def _read_rest(body: bytearray, limit: int, receive: Receive) -> bytes:

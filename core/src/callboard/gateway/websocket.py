@@ -25,9 +25,8 @@ from starlette.types import Receive, Scope, Send
 from callboard.credentials import Credentials
 from callboard.errors import Unavailable
 from callboard.events.hub import Hub
-from callboard.events.outbox import MAX_AGE_S, MAX_BYTES
 from callboard.gateway.admission import Admission, Admitted, VerifyToken, Visit
-from callboard.gateway.closing import CloseCode, Gone, Refused
+from callboard.gateway.closing import REASONS, CloseCode, Gone, Refused
 from callboard.gateway.connection import Connection, Limits
 from callboard.gateway.socket import Socket
 from callboard.gateway.tickets import Tickets
@@ -68,8 +67,7 @@ class WebSocketGateway:
         lifecycle: Lifecycle,
         telemetry: Telemetry,
         verify_token: VerifyToken | None = None,
-        outbox_bytes: int = MAX_BYTES,
-        outbox_age_s: float = MAX_AGE_S,
+        limits: Limits | None = None,
         first_frame_timeout_s: float = 5.0,
         drain_spread_s: float = 3.0,
         tend_interval_s: float = 1.0,
@@ -84,7 +82,7 @@ class WebSocketGateway:
         self._listeners = listeners
         self._lifecycle = lifecycle
         self._telemetry = telemetry
-        self._limits = Limits(outbox_bytes=outbox_bytes, outbox_age_s=outbox_age_s)
+        self._limits = limits or Limits()
         self._drain_spread_s = drain_spread_s
         self._tend_interval_s = tend_interval_s
         self._heartbeat_interval_s = heartbeat_interval_s or settings.heartbeat_interval_s
@@ -203,7 +201,7 @@ class WebSocketGateway:
         return channels
 
     def _count_closed(self, code: int) -> None:
-        known = code in _STANDARD_CODES or code in CloseCode.__members__.values()
+        known = code in _STANDARD_CODES or code in REASONS
         self._telemetry.metrics.ws_closed.labels(str(int(code)) if known else "other").inc()
 
     def _resync_delay_s(self) -> float:
