@@ -5,6 +5,7 @@ import io
 import json
 import uuid
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -76,8 +77,8 @@ class Seen:
 async def expire(connections: Connections, uid: str) -> None:
     """As if the TTL of all of the user's sessions had just passed."""
     past = 1
-    for session in await connections.commands.zrange(UserKeys.of(uid).sessions, 0, -1):
-        await connections.commands.zadd(UserKeys.of(uid).sessions, {session: past})
+    sessions: Any = await connections.commands.zrange(UserKeys.of(uid).sessions, 0, -1)
+    await connections.commands.zadd(UserKeys.of(uid).sessions, dict.fromkeys(sessions, past))
     await connections.commands.zadd(ONLINE_EXPIRY, {uid: past})
 
 
@@ -148,12 +149,12 @@ async def test_heartbeat_many_keeps_the_living_and_ignores_the_rest(
     await presence.register("bob", "b1")
     await presence.register("cid", "c1")
     await expire(connections, "cid")
-    scores = await connections.commands.zmscore(ONLINE_EXPIRY, ["ann", "bob", "cid"])
+    scores: Any = await connections.commands.zmscore(ONLINE_EXPIRY, ["ann", "bob", "cid"])
 
     async with asyncio.timeout(5):
         while True:
             await presence.heartbeat_many(["a1", "b1", "c1", "unknown"])
-            after = await connections.commands.zmscore(ONLINE_EXPIRY, ["ann", "bob", "cid"])
+            after: Any = await connections.commands.zmscore(ONLINE_EXPIRY, ["ann", "bob", "cid"])
             if after[0] > scores[0] and after[1] > scores[1]:
                 break
     assert after[2] in (None, scores[2])
