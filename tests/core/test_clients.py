@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import sys
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -176,6 +177,37 @@ async def test_a_pooled_connection_that_died_costs_no_call(cluster: ValkeyServer
             await control.publish("c", "m")
     await control.initialize()  # only then does it close what it has open
     await control.aclose()
+
+
+# -- cancellation -----------------------------------------------------------------------------------------------------
+
+
+async def count_swallowed(client: Any) -> int:
+    """Cancel a task that sends one command after the other, at every moment of its cycle; how often it goes on."""
+
+    async def send_for_ever() -> None:
+        while True:
+            await client.ping()
+
+    swallowed = 0
+    for moment in range(60):
+        task = asyncio.create_task(send_for_ever())
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        task.cancel()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        while not task.done():
+            swallowed += 1
+            task.cancel()
+            await asyncio.wait({task}, timeout=0.02)
+    return swallowed
+
+
+async def test_a_cancellation_is_never_swallowed(valkey_server: ValkeyServer) -> None:
+    async with connected(valkey_server.port) as ours, stock(valkey_server.port) as theirs:
+        assert await count_swallowed(ours.commands) == 0
+        assert bool(await count_swallowed(theirs)) == (sys.version_info < (3, 12))
 
 
 # -- the pub/sub connection -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Iterable
 from typing import Any, TypeAlias, cast
 
 import hiredis
@@ -36,7 +37,25 @@ class PlainOrTlsConnection(Connection):
         # command without a retry would fail.
         if self._reader is not None and (self._reader.at_eof() or self._reader.exception() is not None):
             await self.disconnect(nowait=True)
-        await super().send_packed_command(command, check_health)
+        if self._writer is None:
+            await self.connect_check_health(check_health=False)
+        await self._send([command] if isinstance(command, bytes) else command)
+
+    async def _send(self, parts: Iterable[bytes]) -> None:
+        # redis-py sends inside asyncio.wait_for, which spends a task on every command and, before Python 3.12, swallows
+        # a cancellation that arrives at that moment.
+        assert self._writer is not None  # noqa: S101 - for the type checker: it is connected
+        try:
+            async with asyncio.timeout(self.socket_timeout):
+                self._writer.writelines(parts)
+                await self._writer.drain()
+        except BaseException as error:
+            await self.disconnect(nowait=True)  # part of the command may be on its way
+            if isinstance(error, TimeoutError):
+                raise redis.TimeoutError(f"Timeout writing to {self._host_error()}") from error
+            if isinstance(error, OSError):
+                raise redis.ConnectionError(f"Error while writing to {self._host_error()}: {error}") from error
+            raise
 
     def abort(self) -> None:
         if self._writer is not None:
@@ -66,6 +85,10 @@ class Subscriber:
     def __init__(self, connection: PlainOrTlsConnection) -> None:
         self._connection = connection
         self._replies = hiredis.Reader(notEnoughData=Ellipsis)
+
+    @property
+    def port(self) -> int:
+        return int(self._connection.port)
 
     async def connect(self) -> None:
         """Open it. A redis ConnectionError or TimeoutError says why not."""

@@ -90,7 +90,7 @@ class Connections:
         }
         if self._asked == "true" and self._db:
             raise ConfigurationError("LISTENERS_REDIS_DB must be 0 when LISTENERS_REDIS_CLUSTER is true")
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], Redis] = {}
         self._rebuilt_at = 0.0
         self._use("plain" if self._asked != "true" else "cluster")
 
@@ -111,12 +111,13 @@ class Connections:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._closing:
+        closing = dict(self._closing)
+        for task in closing:
             task.cancel()
-        for client in (self._commands, self._publisher):
+        if closing:
+            await asyncio.wait(closing)
+        for client in (*closing.values(), self._commands, self._publisher):
             await _close(client)
-        while self._closing:
-            await asyncio.wait(set(self._closing))
 
     async def find_mode(self) -> None:
         """Ask the server whether it is a cluster, unless that is settled. Never raises: `state` tells."""
@@ -199,9 +200,11 @@ class Connections:
         if untrusted := next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None):
             return f"{where}: the certificate is not trusted: {untrusted.verify_message} (LISTENERS_REDIS_TLS_CA)"
         if any(isinstance(cause, ssl.SSLError) for cause in causes):
-            return f"{where}: the TLS handshake failed; does this port speak TLS? (LISTENERS_REDIS_TLS, _PORT)"
+            return f"{where}: the TLS handshake failed; does this port speak TLS? (LISTENERS_REDIS_TLS)"
         if isinstance(error, redis.AuthenticationError):
-            return f"{where}: the server refuses our user or password (LISTENERS_REDIS_USERNAME, _PASSWORD)"
+            return (
+                f"{where}: the server refuses our user or password (LISTENERS_REDIS_USERNAME, LISTENERS_REDIS_PASSWORD)"
+            )
         if isinstance(error, redis.MovedError) and self._asked == "false":
             return f"{where}: the server is a cluster, but LISTENERS_REDIS_CLUSTER is false"
         if isinstance(error, redis.TimeoutError) and self.state != "ok":
@@ -211,14 +214,17 @@ class Connections:
 
     def _close_later(self, client: Redis) -> None:
         task = asyncio.get_running_loop().create_task(self._close_when_unused(client), name="close a Redis client")
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing[task] = client
+        task.add_done_callback(self._is_closed)
+
+    def _is_closed(self, task: asyncio.Task[None]) -> None:
+        del self._closing[task]
+        if not task.cancelled() and task.exception() is not None:
+            self._log.error("task_died", task=task.get_name(), exc_info=task.exception())
 
     async def _close_when_unused(self, client: Redis) -> None:
-        try:
-            await asyncio.sleep(self._call_limit_s)  # calls in flight end by then
-        finally:
-            await _close(client)
+        await asyncio.sleep(self._call_limit_s)  # calls in flight end by then
+        await _close(client)
 
 
 @contextmanager

@@ -90,6 +90,7 @@ class Bus:
         self._missed = False
         self._sink_failed = False
         self._types: set[str] = set()
+        self._closing = False
         self._task: asyncio.Task[None] | None = None
 
     # -- publishing ---------------------------------------------------------------------------------------------------
@@ -195,6 +196,7 @@ class Bus:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closing = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -202,13 +204,15 @@ class Bus:
 
     async def _run(self) -> None:
         failures = 0
-        while True:
+        while not self._closing:
             began = time.monotonic()
             try:
                 await self._connect_and_serve()
             except* Exception as group:  # noqa: BLE001 - whatever it was is logged, and the bus lives on
                 self._went_down(group)
             proved = self.probed_at is not None and self.probed_at > began
+            if self._closing:  # a task group that fails while it is cancelled forgets the cancellation
+                return
             failures = 1 if proved else failures + 1
             first, longest = self._backoff_s
             await asyncio.sleep(random.uniform(0, min(longest, first * 2 ** min(failures, 16))))  # noqa: S311 - jitter

@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import exceptions as redis
+from redis.asyncio import Redis, RedisCluster
+from support import Recorded
+
+from callboard.connections import Connections, redis_errors
+from callboard.errors import ConfigurationError, Unavailable
+from callboard.settings import Secret, Settings
+from callboard_local import ValkeyServer
+
+pytestmark = pytest.mark.anyio
+
+CLUSTER = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", "--cluster-node-timeout", "500"]
+
+
+@asynccontextmanager
+async def opened(server: ValkeyServer, **fields: Any) -> AsyncIterator[Connections]:
+    settings = Settings(**{"redis_host": server.host, "redis_port": server.port, **fields})
+    async with Connections(settings, Recorded().telemetry, attempt_timeout_s=0.3, call_limit_s=1) as connections:
+        yield connections
+
+
+@asynccontextmanager
+async def administering(server: ValkeyServer) -> AsyncIterator[Any]:
+    client = Redis(host=server.host, port=server.port)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+async def ask(connections: Connections) -> Any:
+    with redis_errors(connections):
+        return await connections.commands.get("callboard:nothing")
+
+
+async def ready(client: Any) -> None:
+    async with asyncio.timeout(10):
+        while (await client.execute_command("CLUSTER INFO"))["cluster_state"] != "ok":
+            await asyncio.sleep(0.01)
+
+
+async def set_keys(connections: Connections) -> None:
+    """Twenty keys: on both halves of a cluster."""
+    for number in range(20):
+        with redis_errors(connections):
+            await connections.commands.set(f"callboard:test:{number}", number)
+
+
+# -- the state --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_state_is_the_last_known_one(own_valkey: ValkeyServer) -> None:
+    settings = Settings(redis_host=own_valkey.host, redis_port=own_valkey.port)
+    connections = Connections(settings, Recorded().telemetry)
+    assert (connections.state, connections.mode) == ("unknown", "unknown")
+    async with connections:
+        assert (connections.state, connections.mode, connections.last_error) == ("ok", "plain", None)
+        await own_valkey.kill()
+        assert connections.state == "ok"  # nobody has asked since
+        with pytest.raises(Unavailable):
+            await ask(connections)
+        assert own_valkey.address in str(connections.last_error)
+        await own_valkey.restart()
+        await ask(connections)
+        assert (connections.state, connections.last_error) == ("ok", None)
+
+
+async def test_it_opens_without_a_server_and_heals(own_valkey: ValkeyServer) -> None:
+    await own_valkey.kill()
+    async with opened(own_valkey) as connections:
+        assert (connections.state, connections.mode) == ("down", "unknown")
+        await own_valkey.restart()
+        assert await ask(connections) is None
+        await connections.find_mode()
+        assert (connections.state, connections.mode) == ("ok", "plain")
+
+
+async def test_answers_are_bytes(valkey_server: ValkeyServer) -> None:
+    async with opened(valkey_server) as connections:
+        await connections.commands.set("callboard:test:bytes", b"\xff\x00")
+        assert await connections.commands.get("callboard:test:bytes") == b"\xff\x00"
+
+
+# -- which errors mean that Redis cannot serve ------------------------------------------------------------------------
+
+
+async def test_a_mistake_in_a_command_is_not_an_outage(valkey_server: ValkeyServer) -> None:
+    async with opened(valkey_server) as connections:
+        await connections.commands.set("callboard:test:text", "x")
+        with pytest.raises(redis.ResponseError), redis_errors(connections):
+            await connections.commands.hget("callboard:test:text", "field")
+        with pytest.raises(redis.ResponseError), redis_errors(connections):
+            await connections.commands.eval("return nonsense.x", 1, "callboard:test:text")
+        with pytest.raises(ZeroDivisionError), redis_errors(connections):
+            raise ZeroDivisionError
+        assert connections.state == "ok"
+
+
+async def test_a_full_server_cannot_serve(own_valkey: ValkeyServer) -> None:
+    async with opened(own_valkey) as connections, administering(own_valkey) as admin:
+        await admin.config_set("maxmemory", 1)
+        with pytest.raises(Unavailable), redis_errors(connections):
+            await connections.commands.set("k", "v")
+        assert connections.state == "down"
+
+
+async def test_too_many_clients_is_an_outage_that_ends(own_valkey: ValkeyServer) -> None:
+    async with administering(own_valkey) as admin:
+        await admin.config_set("maxclients", 1)
+        async with opened(own_valkey) as connections:
+            with pytest.raises(Unavailable):
+                await ask(connections)
+            await admin.config_set("maxclients", 100)
+            await ask(connections)
+            assert connections.state == "ok"
+
+
+async def test_a_server_that_became_a_replica_is_looked_up_anew(own_valkey: ValkeyServer) -> None:
+    async with opened(own_valkey) as connections, administering(own_valkey) as admin:
+        before = connections.commands
+        await admin.replicaof("127.0.0.1", "1")
+        for _ in range(10):
+            with pytest.raises(Unavailable), redis_errors(connections):
+                await connections.commands.set("k", "v")
+        rebuilt = connections.commands
+        assert rebuilt is not before
+        await admin.replicaof("NO", "ONE")
+        with redis_errors(connections):
+            await connections.commands.set("k", "v")
+        assert connections.commands is rebuilt  # once, not at every error
+
+
+# -- clusters ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[tuple[ValkeyServer, ValkeyServer]]:
+    with ValkeyServer(args=CLUSTER) as one, ValkeyServer(args=CLUSTER) as other:
+        yield one, other
+
+
+@pytest.fixture
+async def cluster(nodes: tuple[ValkeyServer, ValkeyServer]) -> AsyncIterator[ValkeyServer]:
+    """The first of two nodes, each with half of the slots."""
+    one, other = nodes
+    async with administering(one) as first, administering(other) as second:
+        if (await first.execute_command("CLUSTER INFO"))["cluster_slots_assigned"] == "0":
+            await first.execute_command("CLUSTER ADDSLOTSRANGE", 0, 8191)
+            await second.execute_command("CLUSTER ADDSLOTSRANGE", 8192, 16383)
+            await first.execute_command("CLUSTER MEET", other.host, other.port)
+        await ready(first)
+        await ready(second)
+        async with asyncio.timeout(20):
+            while len(await first.execute_command("CLUSTER SLOTS")) < 2:
+                await asyncio.sleep(0.01)
+            while len(await second.execute_command("CLUSTER SLOTS")) < 2:
+                await asyncio.sleep(0.01)
+        yield one
+        await first.execute_command("ACL", "SETUSER", "default", "+@all")
+
+
+async def test_a_cluster_is_recognised_and_spoken_to(cluster: ValkeyServer) -> None:
+    async with opened(cluster) as connections:
+        assert connections.mode == "cluster"
+        pipe = connections.commands.pipeline(transaction=False)
+        for number in range(20):
+            pipe.set(f"callboard:test:{number}", number)
+        await pipe.execute()
+        assert await connections.commands.get("callboard:test:7") == b"7"
+        script = "return redis.call('GET', KEYS[1])"
+        assert await connections.commands.eval(script, 1, "callboard:test:9") == b"9"
+
+
+async def test_a_publish_reaches_a_subscriber_on_any_node(cluster: ValkeyServer) -> None:
+    async with opened(cluster) as connections:
+        await ask(connections)
+        ports = set()
+        for number in range(20):
+            subscriber = connections.subscriber()
+            ports.add(subscriber.port)
+            await subscriber.connect()
+            subscriber.send(("SUBSCRIBE", f"user:{number}"))
+            await subscriber.receive()
+            await connections.publisher.publish(f"user:{number}", "hello")
+            assert await subscriber.receive() == [[b"message", b"user:%d" % number, b"hello"]]
+            await subscriber.close()
+        assert len(ports) == 2
+
+
+async def test_a_server_that_hides_its_mode_is_found_out_when_it_redirects(cluster: ValkeyServer) -> None:
+    async with administering(cluster) as admin:
+        await admin.execute_command("ACL", "SETUSER", "default", "-info", "-cluster|info")
+        async with opened(cluster) as connections:
+            assert connections.mode == "plain"
+            with pytest.raises(Unavailable):
+                await set_keys(connections)
+            assert isinstance(connections.commands, RedisCluster)
+            assert connections.mode == "cluster"
+            await set_keys(connections)
+
+
+async def test_info_refused_leaves_cluster_info(cluster: ValkeyServer) -> None:
+    async with administering(cluster) as admin:
+        await admin.execute_command("ACL", "SETUSER", "default", "-info")
+        async with opened(cluster) as connections:
+            assert connections.mode == "cluster"
+
+
+async def test_a_cluster_that_must_not_be_one_is_named(cluster: ValkeyServer) -> None:
+    async with opened(cluster, redis_cluster="false") as connections:
+        with pytest.raises(Unavailable):
+            await set_keys(connections)
+        assert not isinstance(connections.commands, RedisCluster)
+        assert "LISTENERS_REDIS_CLUSTER" in str(connections.last_error)
+
+
+async def test_a_plain_server_that_should_be_a_cluster_is_down(valkey_server: ValkeyServer) -> None:
+    async with opened(valkey_server, redis_cluster="true") as connections:
+        with pytest.raises(Unavailable):
+            await ask(connections)
+        assert "Cluster mode is not enabled" in str(connections.last_error)
+
+
+# -- credentials and TLS ----------------------------------------------------------------------------------------------
+
+
+async def test_a_wrong_password_is_named_and_not_shown(own_valkey: ValkeyServer) -> None:
+    async with administering(own_valkey) as admin:
+        await admin.execute_command("ACL", "SETUSER", "alice", "on", ">right-password", "~*", "&*", "+@all")
+    async with opened(own_valkey, redis_username="alice", redis_password=Secret("wrong-password")) as connections:
+        assert connections.state == "down"
+        assert "LISTENERS_REDIS_PASSWORD" in str(connections.last_error)
+        subscriber = connections.subscriber()
+        shown = [connections, connections.commands, connections.commands.connection_pool, subscriber]
+        assert "wrong-password" not in "".join(map(repr, [*shown, connections.last_error]))
+        with pytest.raises(redis.AuthenticationError):
+            await subscriber.connect()
+        await subscriber.close()
+    async with opened(own_valkey, redis_username="alice", redis_password=Secret("right-password")) as connections:
+        assert connections.state == "ok"
+        assert await connections.commands.acl_whoami() == "alice"
+
+
+async def test_a_local_redis_overrides_the_other_settings() -> None:
+    settings = Settings(
+        use_local_redis=True, redis_host="elsewhere", redis_port=1, redis_db=3, redis_tls=True, redis_tls_ca="missing",
+        redis_username="alice", redis_password=Secret("x"),
+    )  # fmt: skip
+    connections = Connections(settings, Recorded().telemetry)
+    options = connections.commands.connection_pool.connection_kwargs
+    assert {name: options[name] for name in ("host", "port", "db", "tls", "username", "password")} == {
+        "host": "127.0.0.1", "port": 6379, "db": 0, "tls": None, "username": None, "password": None,
+    }  # fmt: skip
+
+
+async def test_the_database_is_selected(valkey_server: ValkeyServer) -> None:
+    async with opened(valkey_server, redis_db=3) as three, opened(valkey_server) as zero:
+        await three.commands.set("callboard:test:db", "3")
+        assert await three.commands.get("callboard:test:db") == b"3"
+        assert await zero.commands.get("callboard:test:db") is None
+
+
+async def test_tls_to_a_plain_port_stays_down(valkey_server: ValkeyServer) -> None:
+    async with opened(valkey_server, redis_tls=True, redis_tls_verify=False) as connections:
+        assert connections.state == "down"
+        assert "does this port speak TLS?" in str(connections.last_error)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"redis_tls": True, "redis_tls_ca": "/nowhere/ca.pem"},
+        {"redis_tls": True, "redis_tls_ca": __file__},
+        {"redis_cluster": "true", "redis_db": 1},
+    ],
+)
+async def test_what_cannot_work_stops_the_start(valkey_server: ValkeyServer, fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="LISTENERS_REDIS_"):
+        async with opened(valkey_server, **fields):
+            pass
+
+
+def openssl(directory: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`ca.pem` signed `server.pem` for 127.0.0.1; `other.pem` is an authority that signed nothing."""
+    made = tmp_path_factory.mktemp("tls")
+    new = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    openssl(made, *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca")
+    openssl(made, *new, "-keyout", "other.key", "-out", "other.pem", "-subj", "/CN=other")
+    openssl(
+        made, *new, "-keyout", "server.key", "-out", "server.pem", "-subj", "/CN=redis", "-CA", "ca.pem",
+        "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1",
+    )  # fmt: skip
+    return made
+
+
+@pytest.fixture(scope="module")
+def tls_server(certificates: Path) -> Iterator[ValkeyServer]:
+    """A server that speaks TLS alone."""
+    with ValkeyServer() as free:
+        port = free.port
+    args = ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no", "--tls-ca-cert-file", "ca.pem"]
+    args += ["--tls-cert-file", "server.pem", "--tls-key-file", "server.key"]
+    args = [str(certificates / arg) if arg.endswith((".pem", ".key")) else arg for arg in args]
+    with ValkeyServer(port, binary="/usr/bin/redis-server", args=args) as server:
+        yield server
+
+
+@pytest.mark.tls
+async def test_tls_with_the_right_authority(tls_server: ValkeyServer, certificates: Path) -> None:
+    async with opened(tls_server, redis_tls=True, redis_tls_ca=str(certificates / "ca.pem")) as connections:
+        assert connections.state == "ok"
+        subscriber = connections.subscriber()
+        await subscriber.connect()
+        subscriber.send(("SUBSCRIBE", "c"))
+        assert await subscriber.receive() == [[b"subscribe", b"c", 1]]
+        await subscriber.close()
+
+
+@pytest.mark.tls
+@pytest.mark.parametrize("authority", ["other.pem", ""])
+async def test_tls_with_a_wrong_authority(tls_server: ValkeyServer, certificates: Path, authority: str) -> None:
+    path = str(certificates / authority) if authority else ""
+    async with opened(tls_server, redis_tls=True, redis_tls_ca=path) as connections:
+        assert connections.state == "down"
+        assert "not trusted" in str(connections.last_error)
+    async with opened(tls_server, redis_tls=True, redis_tls_ca=path, redis_tls_verify=False) as connections:
+        assert connections.state == "ok"
+
+
+@pytest.mark.tls
+async def test_plain_text_to_a_tls_port_stays_down(tls_server: ValkeyServer) -> None:
+    async with opened(tls_server) as connections:
+        assert connections.state == "down"
+        assert connections.last_error
