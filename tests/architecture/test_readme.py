@@ -1,4 +1,4 @@
-"""The README's snippets, extracted and run against the very service it tells the reader to start."""
+"""The README's snippets, extracted and run against the very service it tells the reader to start; the guide's, tested."""
 
 from __future__ import annotations
 
@@ -29,9 +29,15 @@ from callboard_local.server import is_free
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-SNIPPETS = dict(
-    re.findall(r"<!-- run: (\w+) -->\n+```(?:sh|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-)
+
+
+def snippets(page: str) -> dict[str, str]:
+    """The blocks of a page that are marked `<!-- run: name -->`."""
+    text = (ROOT / page).read_text()
+    return dict(re.findall(r"<!-- run: (\w+) -->\n+```(?:sh|python)\n(.*?)```", text, re.DOTALL))
+
+
+SNIPPETS = snippets("README.md")
 PATIENCE_S = 15.0
 
 
@@ -198,8 +204,12 @@ def test_an_installed_plugin_answers_and_shows(port: int, environ: dict[str, str
 
 
 def test_the_example_plugins_own_tests_pass(environ: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
-    done = subprocess.run(command, cwd=ROOT / "examples/hello_plugin", env=environ, capture_output=True, text=True)
+    pytest_passes(ROOT / "examples/hello_plugin", environ)
+
+
+def pytest_passes(folder: Path, environ: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "."]
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -228,3 +238,18 @@ async def test_the_plugin_in_the_readme_works(notes: ModuleType, valkey_server: 
         with pytest.raises(CallFailed) as refused:
             await service.call("NOTES.add", "demo", "")
         assert refused.value.code == "INVALID_ARGS"
+
+
+# -- the guide's
+
+
+def test_the_plugin_in_the_guide_passes_the_tests_in_the_guide(tmp_path: Path, environ: dict[str, str]) -> None:
+    found = snippets("docs/writing-a-plugin.md")
+    assert set(found) == {"board", "board_test"}
+    (tmp_path / "board.py").write_text(found["board"])
+    (tmp_path / "test_board.py").write_text(found["board_test"])
+    # What hello_plugin's tests have in a fixture: the event loop they run on.
+    backend = "import pytest\n\n\n@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n"
+    (tmp_path / "conftest.py").write_text(backend)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    pytest_passes(tmp_path, environ)
