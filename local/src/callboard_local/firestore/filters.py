@@ -32,12 +32,13 @@ _MAX_VALUES = {_Op.IN: 30, _Op.ARRAY_CONTAINS_ANY: 30, _Op.NOT_IN: 10}
 
 
 class Filter:
-    """`matches(document)`, and `inequalities`: the fields that a query with this filter is ordered by."""
+    """`matches(document)`; `fields`, all that it names; `inequalities`, those that the query is ordered by."""
 
     def __init__(self, where: StructuredQuery.Filter) -> None:
         leaves = _leaves(where)
         _check_combination(where, leaves)
         self.matches = _compile(where)
+        self.fields = {path for path, _ in leaves}
         self.inequalities = sorted({path for path, op in leaves if op in _INEQUALITIES})
 
 
@@ -72,6 +73,12 @@ def _check_combination(where: StructuredQuery.Filter, leaves: list[tuple[FieldPa
         )
     if _Op.NOT_IN in ops and (_has_or(where) or {_Op.IN, _Op.ARRAY_CONTAINS_ANY}.intersection(ops)):
         raise InvalidArgumentError("'NOT_IN' cannot be used in the same query with 'IN', 'ARRAY_CONTAINS_ANY' or 'OR'.")
+    compared = {path for path, op in leaves if op in _INEQUALITIES}
+    if compared and NAME_FIELD not in compared and {(NAME_FIELD, _Op.EQUAL), (NAME_FIELD, _Op.IN)} & set(leaves):
+        raise InvalidArgumentError(
+            "Equality on key is not allowed if there are other inequality fields and key does not appear in "
+            "inequalities."
+        )
     if _array_filters(where) > 1:
         raise InvalidArgumentError("A maximum of 1 'ARRAY_CONTAINS' filter is allowed per disjunction.")
     disjunctions = _disjunctions(where)
@@ -83,7 +90,7 @@ def _check_combination(where: StructuredQuery.Filter, leaves: list[tuple[FieldPa
 
 
 def _is_or(where: StructuredQuery.Filter) -> bool:
-    return where.composite_filter.op == _OR and len(where.composite_filter.filters) > 1
+    return bool(where.composite_filter.op == _OR)
 
 
 def _has_or(where: StructuredQuery.Filter) -> bool:

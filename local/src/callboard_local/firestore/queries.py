@@ -125,15 +125,15 @@ def _orders(query: StructuredQuery, where: Filter | None) -> list[tuple[FieldPat
     for field in named:
         if named.count(field) > 1:
             raise InvalidArgumentError(f"order by clause cannot contain duplicate fields {'.'.join(field)}")
-    if where is None and orders[:1] == [(NAME_FIELD, True)]:
-        raise FailedPreconditionError("Firestore does not support descending key scans")
     descending = orders[-1][1] if orders else False
-    implied = [*(where.inequalities if where is not None else []), NAME_FIELD]
-    seen = set(named)
-    for field in implied:
-        if field not in seen:
-            orders.append((field, descending))
-            seen.add(field)
+    inequalities = where.inequalities if where is not None else []
+    implied = [*(field for field in inequalities if field != NAME_FIELD), NAME_FIELD]
+    orders += [(field, descending) for field in implied if field not in named]
+    if orders[-1][0] != NAME_FIELD:
+        raise InvalidArgumentError("order by clause cannot contain more fields after the key")
+    by_name_alone = where is None or where.fields == {NAME_FIELD}
+    if by_name_alone and orders == [(NAME_FIELD, True)]:
+        raise FailedPreconditionError("Firestore does not support descending key scans")
     return orders
 
 

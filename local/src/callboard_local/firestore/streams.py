@@ -30,6 +30,11 @@ class ListenStream:
         self._outbox: asyncio.Queue[ListenResponse | None] = asyncio.Queue()
         self._failure: FirestoreError | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether the client has read everything."""
+        return self._outbox.empty()
+
     async def responses(self) -> AsyncIterator[ListenResponse]:
         """What to send, until `close()`; raises the failure that ended the stream, if one did."""
         while (response := await self._outbox.get()) is not None:
