@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
 from google.cloud.firestore import AsyncClient
 
 from callboard.connections import Connections
@@ -16,9 +20,15 @@ from callboard.settings import Settings, load
 from callboard.telemetry import Telemetry
 from callboard_firebase import Firebase, FirebaseSettings
 from callboard_local import FirestoreProcess, ValkeyServer
+from callboard_local.child import Child
+from callboard_local.server import free_port
 from callboard_registry.mirror import Entry
 
-from .google_emulator import google_emulator
+T = TypeVar("T")
+
+_SDKS = ("/usr/lib/google-cloud-sdk", "/usr/share/google-cloud-sdk", "/opt/google-cloud-sdk", "~/google-cloud-sdk")
+_JAR = "platform/cloud-firestore-emulator/cloud-firestore-emulator.jar"
+_MAIN_CLASS = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +41,26 @@ async def one_event_loop(anyio_backend: str) -> None:
     """All tests share a loop, as a service does: gRPC delivers a cancelled call's last events a moment later."""
 
 
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> Iterator[BlockBuster]:
+    """A blocking call on the event loop, made from this package, fails the test that makes it."""
+    with blockbuster_ctx(["callboard_registry"]) as guard:
+        yield guard
+
+
 @pytest.fixture(scope="session")
 def google_firestore() -> Iterator[str]:
-    with google_emulator() as address:
-        yield address
+    """`host:port` of Google's own emulator, which judges the plugin beside the embedded server."""
+    java = shutil.which("java")
+    jar = next((jar for sdk in _SDKS if (jar := Path(sdk, _JAR).expanduser()).is_file()), None)
+    if java is None or jar is None:
+        pytest.fail("Google's Firestore emulator needs its package and a JRE: make test-all installs them")
+    port = free_port()
+    command = [java, "-Xmx512m", "-Duser.language=en", "-cp", str(jar), _MAIN_CLASS, "start"]
+    child = Child([*command, "--host=127.0.0.1", f"--port={port}"], name="emulator", ready="is now running")
+    child.start(timeout_s=60)
+    yield f"127.0.0.1:{port}"
+    child.stop()
 
 
 @pytest.fixture(params=["embedded", pytest.param("google", marks=pytest.mark.emulator)])
@@ -110,3 +136,26 @@ class Shelf:
 
 async def _nothing(_: Sequence[Entry]) -> None:
     pass
+
+
+class Eventually:
+    """Waits for what no event announces."""
+
+    async def __call__(self, look: Callable[[], Awaitable[T]], reached: Callable[[T], object] = bool) -> T:
+        """What `look` finds as soon as `reached` holds for it; TimeoutError after ten seconds."""
+        async with asyncio.timeout(10):
+            while True:
+                found = await look()
+                if reached(found):
+                    return found
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    return Eventually()
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf()

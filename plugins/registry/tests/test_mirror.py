@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,15 +11,10 @@ from callboard.connections import Connections
 from callboard.fleet.presence import Presence
 from callboard_registry.mirror import Entry, Mirror
 
-from .conftest import Log, Shelf
-from .waiting import eventually
+if TYPE_CHECKING:
+    from .conftest import Eventually, Log, Shelf
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def shelf() -> Shelf:
-    return Shelf()
 
 
 @pytest.fixture
@@ -30,15 +25,19 @@ def make(presence: Presence, connections: Connections, log: Log, shelf: Shelf) -
     return mirror
 
 
-async def written(mirror: Mirror, count: int) -> None:
-    async def look() -> int:
-        found: int = mirror.health()["written"]
-        return found
+@pytest.fixture
+def written(eventually: Eventually) -> Any:
+    async def written(mirror: Mirror, count: int) -> None:
+        async def look() -> int:
+            found: int = mirror.health()["written"]
+            return found
 
-    await eventually(look, lambda found: found >= count)
+        await eventually(look, lambda found: found >= count)
+
+    return written
 
 
-async def test_a_note_copies_what_presence_knows(make: Any, presence: Presence, shelf: Shelf) -> None:
+async def test_a_note_copies_what_presence_knows(make: Any, presence: Presence, shelf: Shelf, written: Any) -> None:
     async with make() as mirror:
         await presence.register("u1", "s1", authorized_companies_ids=["b", "a"])
         mirror.note("u1")
@@ -53,7 +52,7 @@ async def test_a_note_copies_what_presence_knows(make: Any, presence: Presence, 
         }  # fmt: skip
 
 
-async def test_notes_of_one_user_are_one_write(make: Any, shelf: Shelf) -> None:
+async def test_notes_of_one_user_are_one_write(make: Any, shelf: Shelf, written: Any) -> None:
     gate = asyncio.Event()
 
     async def slow(_: Sequence[Entry]) -> None:
@@ -70,7 +69,7 @@ async def test_notes_of_one_user_are_one_write(make: Any, shelf: Shelf) -> None:
     assert len(shelf.writes) == 1
 
 
-async def test_what_waits_is_bounded_and_the_oldest_gives_way(make: Any, shelf: Shelf) -> None:
+async def test_what_waits_is_bounded_and_the_oldest_gives_way(make: Any, shelf: Shelf, written: Any) -> None:
     mirror = make(max_pending=3)
     for number in range(10):
         mirror.note(f"u{number}")
@@ -81,7 +80,7 @@ async def test_what_waits_is_bounded_and_the_oldest_gives_way(make: Any, shelf: 
     assert set(shelf.entries) == {"u7", "u8", "u9"}
 
 
-async def test_a_failure_is_counted_logged_and_tried_again(make: Any, shelf: Shelf, log: Log) -> None:
+async def test_a_failure_is_counted_logged_and_tried_again(make: Any, shelf: Shelf, log: Log, written: Any) -> None:
     failures = 2
 
     async def failing(_: Sequence[Entry]) -> None:
@@ -99,7 +98,7 @@ async def test_a_failure_is_counted_logged_and_tried_again(make: Any, shelf: She
     assert len(log.lines("registry_mirror_error")) == 2
 
 
-async def test_an_entry_that_is_never_taken_does_not_hold_up_the_others(make: Any, shelf: Shelf) -> None:
+async def test_an_entry_that_is_never_taken_does_not_hold_up_the_others(make: Any, shelf: Shelf, written: Any) -> None:
     async def picky(entries: Sequence[Entry]) -> None:
         if any(entry.uid == "bad" for entry in entries):
             raise InvalidArgs
@@ -114,7 +113,9 @@ async def test_an_entry_that_is_never_taken_does_not_hold_up_the_others(make: An
     assert set(shelf.entries) == {"u1", "u2"}
 
 
-async def test_a_change_during_the_write_is_written_after_it(make: Any, presence: Presence, shelf: Shelf) -> None:
+async def test_a_change_during_the_write_is_written_after_it(
+    make: Any, presence: Presence, shelf: Shelf, written: Any
+) -> None:
     async def leave(entries: Sequence[Entry]) -> None:
         if entries[0].online:
             await presence.unregister("s1")
@@ -127,7 +128,9 @@ async def test_a_change_during_the_write_is_written_after_it(make: Any, presence
     assert [entries[0].online for entries in shelf.writes] == [True, False]
 
 
-async def test_online_users_are_copied_again_by_one_replica(make: Any, presence: Presence, shelf: Shelf) -> None:
+async def test_online_users_are_copied_again_by_one_replica(
+    make: Any, presence: Presence, shelf: Shelf, eventually: Eventually
+) -> None:
     await presence.register("u1", "s1")
     await presence.register("u2", "s2")
     await presence.register("u3", "s3")

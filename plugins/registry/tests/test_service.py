@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 from google.cloud.firestore import AsyncClient
 
 import callboard_registry
-from callboard import CallError, Event, Listener, Unauthenticated, User, hookimpl, listener
+from callboard import CallError, Event, Listener, User, hookimpl, listener
 from callboard import Service as Namespace
 from callboard.connections import Connections
 from callboard.credentials import Credential
+from callboard.errors import Unauthenticated
 from callboard.host import Host
 from callboard.messages import Call, encode
 from callboard.settings import Settings, load
 from callboard.testing import CallFailed, Service, running
 from callboard_local import FirestoreProcess, ValkeyServer
 from callboard_registry import Registry
+from callboard_registry.mirror import Entry
 
-from .conftest import Log
-from .waiting import eventually
+if TYPE_CHECKING:
+    from .conftest import Eventually, Log
 
 pytestmark = pytest.mark.anyio
 
@@ -177,7 +179,7 @@ async def test_sync_publishes_what_the_listeners_snapshots_say(service: Service)
         assert (await heard.next()).type == "notif.sync"
 
 
-async def test_the_status_of_a_listener(service: Service) -> None:
+async def test_the_status_of_a_listener(service: Service, eventually: Eventually) -> None:
     status = await service.call("REGISTRY.check_listener_status", "u1", "things")
     assert status == {"user_id": "u1", "listener_type": "things", "active": False, "online": False}
     await service.call("REGISTRY.register_user", "u1", "s1")
@@ -216,7 +218,7 @@ async def test_a_ticket_lies_nowhere(service: Service) -> None:
 
 
 async def everything(connections: Connections) -> AsyncIterator[bytes]:
-    redis = connections.commands
+    redis: Any = connections.commands
     async for key in redis.scan_iter(count=1_000):
         kind = await redis.type(key)
         if kind == b"string":
@@ -230,7 +232,11 @@ async def everything(connections: Connections) -> AsyncIterator[bytes]:
 
 
 async def test_transitions_are_mirrored(
-    own_valkey: ValkeyServer, firestore_address: str, firestore_project: str, firestore: AsyncClient
+    own_valkey: ValkeyServer,
+    firestore_address: str,
+    firestore_project: str,
+    firestore: AsyncClient,
+    eventually: Eventually,
 ) -> None:
     environ = {
         **on(own_valkey), "FIRESTORE_EMULATOR_HOST": firestore_address, "GOOGLE_PROJECT_ID": firestore_project,
@@ -254,7 +260,7 @@ async def test_transitions_are_mirrored(
         assert (await registry_of(service).health())["mirror"]["status"] == "ok"
 
 
-async def test_a_firestore_that_is_down_fails_no_call(own_valkey: ValkeyServer) -> None:
+async def test_a_firestore_that_is_down_fails_no_call(own_valkey: ValkeyServer, eventually: Eventually) -> None:
     async with FirestoreProcess() as firestore:
         environ = {**on(own_valkey), "FIRESTORE_EMULATOR_HOST": firestore.address, "GOOGLE_PROJECT_ID": "test"}
         async with running(callboard_registry, environ=environ) as service:
@@ -264,7 +270,8 @@ async def test_a_firestore_that_is_down_fails_no_call(own_valkey: ValkeyServer) 
             registry = registry_of(service)
 
             async def look() -> dict[str, Any]:
-                return (await registry.health())["mirror"]
+                mirror: dict[str, Any] = (await registry.health())["mirror"]
+                return mirror
 
             failing = await eventually(look, lambda mirror: mirror["status"] == "failing")
             assert failing["pending"] == 1
@@ -272,7 +279,7 @@ async def test_a_firestore_that_is_down_fails_no_call(own_valkey: ValkeyServer) 
             store = await registry._store()
             assert store is not None
             with pytest.raises(CallError):
-                await store.write([callboard_registry.Entry("u1", True)])
+                await store.write([Entry("u1", True)])
 
 
 async def test_without_a_firestore_there_is_no_mirror(service: Service) -> None:

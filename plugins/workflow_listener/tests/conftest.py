@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
+import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
 from google.cloud.firestore import AsyncClient
 
 import callboard_workflow_listener
-from callboard import Event
 from callboard.telemetry import Telemetry
 from callboard.testing import Service, Subscription, running
 from callboard_firebase import Firebase, FirebaseSettings
 from callboard_local import FirestoreProcess, ValkeyServer
+from callboard_local.child import Child
+from callboard_local.server import free_port
 from callboard_workflow_listener import Workflow
 
-from .google_emulator import google_emulator
+_SDKS = ("/usr/lib/google-cloud-sdk", "/usr/share/google-cloud-sdk", "/opt/google-cloud-sdk", "~/google-cloud-sdk")
+_JAR = "platform/cloud-firestore-emulator/cloud-firestore-emulator.jar"
+_MAIN_CLASS = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +38,26 @@ async def one_event_loop(anyio_backend: str) -> None:
     """All tests share a loop, as a service does: gRPC delivers a cancelled call's last events a moment later."""
 
 
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> Iterator[BlockBuster]:
+    """A blocking call on the event loop, made from this package, fails the test that makes it."""
+    with blockbuster_ctx(["callboard_workflow_listener"]) as guard:
+        yield guard
+
+
 @pytest.fixture(scope="session")
 def google_firestore() -> Iterator[str]:
-    with google_emulator() as address:
-        yield address
+    """`host:port` of Google's own emulator, which judges the plugin beside the embedded server."""
+    java = shutil.which("java")
+    jar = next((jar for sdk in _SDKS if (jar := Path(sdk, _JAR).expanduser()).is_file()), None)
+    if java is None or jar is None:
+        pytest.fail("Google's Firestore emulator needs its package and a JRE: make test-all installs them")
+    port = free_port()
+    command = [java, "-Xmx512m", "-Duser.language=en", "-cp", str(jar), _MAIN_CLASS, "start"]
+    child = Child([*command, "--host=127.0.0.1", f"--port={port}"], name="emulator", ready="is now running")
+    child.start(timeout_s=60)
+    yield f"127.0.0.1:{port}"
+    child.stop()
 
 
 @pytest.fixture(params=["embedded", pytest.param("google", marks=pytest.mark.emulator)])
@@ -55,10 +76,11 @@ def uid(firestore_project: str) -> str:
 
 
 @pytest.fixture
-def environ(valkey_server: ValkeyServer, firestore_address: str, firestore_project: str) -> dict[str, str]:
+def environ(own_valkey: ValkeyServer, firestore_address: str, firestore_project: str) -> dict[str, str]:
+    # A Valkey of its own: on a shared one a replica would take over the users of tests that are over.
     return {
         "LISTENERS_REDIS_HOST": "127.0.0.1",
-        "LISTENERS_REDIS_PORT": str(valkey_server.port),
+        "LISTENERS_REDIS_PORT": str(own_valkey.port),
         "FIRESTORE_EMULATOR_HOST": firestore_address,
         "GOOGLE_PROJECT_ID": firestore_project,
     }
@@ -157,14 +179,3 @@ async def heard(replica: Running) -> AsyncIterator[Subscription]:
     """What a consumer that reads Redis gets for the user."""
     async with replica.service.subscribed(f"user:{replica.uid}") as subscription:
         yield subscription
-
-
-async def eventually(reached: Any, within_s: float = 10) -> None:
-    """Wait for what no event announces."""
-    async with asyncio.timeout(within_s):
-        while not reached():
-            await asyncio.sleep(0.01)
-
-
-async def next_events(heard: Subscription, count: int) -> list[Event]:
-    return [await heard.next() for _ in range(count)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.cloud.firestore import DELETE_FIELD, GeoPoint
@@ -11,7 +11,8 @@ from google.cloud.firestore import DELETE_FIELD, GeoPoint
 from callboard import Event
 from callboard.testing import CallFailed, Subscription
 
-from .conftest import Jobs, Running, eventually, next_events
+if TYPE_CHECKING:
+    from .conftest import Jobs, Running
 
 pytestmark = pytest.mark.anyio
 
@@ -21,6 +22,17 @@ WATCHED = {name: value for name, value in INVOICE.items() if name != "note"}
 
 def payloads(events: list[Event]) -> dict[str, Any]:
     return {event.type: event.payload for event in events}
+
+
+async def eventually(reached: Any, within_s: float = 10) -> None:
+    """Wait for what no event announces."""
+    async with asyncio.timeout(within_s):
+        while not reached():
+            await asyncio.sleep(0.01)
+
+
+async def next_events(heard: Subscription, count: int) -> list[Event]:
+    return [await heard.next() for _ in range(count)]
 
 
 async def test_the_first_snapshot_is_a_sync_of_every_job(replica: Running, heard: Subscription, jobs: Jobs) -> None:
@@ -207,8 +219,9 @@ async def test_the_cache_goes_when_the_user_does(replica: Running, heard: Subscr
     await replica.enter()
     await heard.next("workflow.sync")
     assert (await replica.workflow.health())["cache_entries"] == 1
+    replica.service.callboard.listeners._grace_s = 0.0  # how long the core waits is not the question here
     await replica.leave()
-    await eventually(lambda: not replica.workflow.listening, within_s=40)
+    await eventually(lambda: not replica.workflow.listening)
     assert (await replica.workflow.health())["cache_entries"] == 0
 
 
