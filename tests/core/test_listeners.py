@@ -345,13 +345,47 @@ async def test_a_failing_listener_restarts_and_the_others_do_not_notice(own_valk
         await heard.until("notif.sync", 4)  # each restart with a sync
 
         errors = one.logged("listener_error")
-        assert [line["error"] for line in errors] == ["ValueError", "ValueError", "StreamEnded"]
+        assert [line["error"].split(" ")[0] for line in errors] == ["ValueError", "ValueError", "StreamEnded"]
         assert {line["code"] for line in errors} == {"INTERNAL"}
-        assert errors[0]["where"].startswith("test_listeners.py:")
+        assert "test_listeners.py:" in errors[0]["frames"][-1]
         assert "a payload" not in one.stream.getvalue()
         assert one.metric("callboard_listener_restarts_total") == 3
         assert [user.uid for user in one.shop.items_source.begun].count("bob") == 1
         assert len(one.shop.loud_source.begun) == 2
+
+
+async def test_a_start_that_fails_or_hangs_is_tried_again(own_valkey: ValkeyServer, heard: Heard) -> None:
+    class Slow(Shop):
+        attempts = 0
+
+        @listener(begins_with_sync=True)
+        class Loud:
+            service: Slow
+
+            async def snapshot(self, user: User) -> list[Event]:
+                return []
+
+            async def changes(self, user: User) -> AsyncIterator[Event]:
+                self.service.attempts += 1
+                if self.service.attempts == 1:
+                    await asyncio.Event().wait()
+                if self.service.attempts == 2:
+                    raise asyncio.CancelledError
+                yield Event(type="loud.sync", uid=user.uid, payload={})
+                await asyncio.Event().wait()
+
+    shop = Slow()
+    shop.items_source.snapshot_fails_with = ValueError()
+    patience = Patience(attach_s=0.05, backoff_min_s=0.01, backoff_max_s=0.02)
+    async with replica(own_valkey, service=shop, patience=patience) as one:
+        await one.presence.register("ann", "tab")
+        await heard.until("loud.sync")
+        await eventually(lambda: len(one.logged("listener_error")) >= 5)
+        shop.items_source.snapshot_fails_with = None
+        await heard.until("notif.sync")
+        codes = [line["code"] for line in one.logged("listener_error") if line["listener"] == LOUD]
+        assert codes == ["DEADLINE_EXCEEDED", "INTERNAL"]
+        await eventually(lambda: len(one.logged("listener_attached")) == 2)
 
 
 async def test_a_permanent_error_waits_long_and_lets_the_lease_go(own_valkey: ValkeyServer, heard: Heard) -> None:
@@ -526,7 +560,7 @@ async def test_sync_publishes_the_snapshot(own_valkey: ValkeyServer, heard: Hear
 async def test_drain_releases_everything_for_the_next_replica(own_valkey: ValkeyServer, heard: Heard) -> None:
     async with replica(own_valkey, lease_ttl_s=3_600) as one:
         await one.presence.register("ann", "tab")
-        await eventually(lambda: one.listeners.active_count() == 2)
+        await eventually(lambda: one.listeners.active_count() == 2 and one.shop.items_source.feeds)
         async with replica(own_valkey) as two:
             await one.listeners.drain()
             assert one.listeners.status() == []
@@ -547,7 +581,7 @@ async def test_drain_ends_although_redis_is_away_and_the_stream_fails_to_close(o
         await own_valkey.kill()
         await one.listeners.drain()
         assert one.listeners.status() == []
-        assert "OSError" in {line["error"] for line in one.logged("listener_error")}
+        assert any(line["error"].startswith("OSError") for line in one.logged("listener_error"))
         assert one.logged("task_died") == []
 
 

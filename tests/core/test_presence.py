@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from callboard.connections import Connections
 from callboard.errors import InvalidArgs, Unavailable
@@ -398,3 +399,33 @@ async def test_without_redis_every_call_is_unavailable_and_the_sweeper_survives(
                 except Unavailable:
                     await asyncio.sleep(0.01)
         await seen.until(bool)
+
+
+async def test_everything_works_on_a_cluster(telemetry: Telemetry) -> None:
+    """One node that owns all slots refuses what a cluster refuses: keys of different slots in one script."""
+    with ValkeyServer(args=["--cluster-enabled", "yes"]) as server:
+        async with Redis(host=server.host, port=server.port) as client:
+            await client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(20):
+                while b"cluster_state:ok" not in await client.execute_command("CLUSTER", "INFO"):  # type: ignore[no-untyped-call]
+                    await asyncio.sleep(0.01)
+        settings = Settings(redis_host=server.host, redis_port=server.port, redis_cluster="true")
+        async with (
+            Connections(settings, telemetry) as connections,
+            Presence(settings, connections, telemetry, sweep_interval_s=3_600) as presence,
+        ):
+            assert await presence.register("ann", "shared", authorized_companies_ids=["x"])
+            assert await presence.register("bob", "shared", backend_route="http://one")
+            assert await presence.register("ann", "tab")
+            await presence.heartbeat_many(["shared", "tab", "unknown"])
+            assert await presence.heartbeat("tab")
+            assert (await presence.online_users()).users == ["ann", "bob"]
+            assert await presence.online_among(["ann", "bob"]) == {
+                "ann": User("ann", frozenset({"x"})),
+                "bob": User("bob", None),
+            }
+            assert len(await presence.list_sessions("bob")) == 1
+            assert await presence.unregister("shared") == "bob"
+            await expire(connections, "ann")
+            assert await presence.sweep()
+            assert (await presence.online_users()).users == []

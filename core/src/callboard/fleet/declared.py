@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from callboard.errors import CallError, DeadlineExceeded, Internal
 from callboard.messages import Event, utc_now
 from callboard.service import ListenerSpec, Service, User
-from callboard.telemetry import Telemetry
+from callboard.telemetry import Telemetry, where_raised
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +50,13 @@ async def read_snapshot(listener: Any, user: User, timeout_s: float) -> list[Eve
 
 
 def log_failure(telemetry: Telemetry, declared: Declared, uid: str, error: Exception, **fields: Any) -> None:
-    """`listener_error`: the kind of error and where it was raised; never its text, which may quote data."""
+    """`listener_error`: the kind of error and where it was raised."""
     telemetry.log.warning(
         declared.log_name("error"),
         listener=declared.name,
         uid=telemetry.user(uid),
         code=code_of(error),
-        error=type(error).__name__,
-        where=_where(error),
+        **where_raised(error),
         **fields,
     )
 
@@ -67,10 +65,3 @@ def code_of(error: Exception) -> str:
     if isinstance(error, CallError):
         return error.code
     return DeadlineExceeded.code if isinstance(error, TimeoutError) else Internal.code
-
-
-def _where(error: Exception) -> str | None:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{PurePath(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else None

@@ -29,7 +29,7 @@ from callboard.fleet.tasks import heed_cancellation
 from callboard.messages import Event, new_id, utc_now
 from callboard.service import Service, User
 from callboard.settings import Settings
-from callboard.telemetry import Telemetry
+from callboard.telemetry import Telemetry, where_raised
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -66,7 +66,7 @@ class Listeners:
         bus: Bus,
         *,
         lease_ttl_s: float = 15.0,
-        scan_interval_s: float = 3.0,
+        scan_interval_s: float = 5.0,
         grace_s: float = 10.0,
         patience: Patience | None = None,
     ) -> None:
@@ -277,7 +277,7 @@ class Listeners:
         name = supervisor.declared.name
         self._last_events[name] = max(self._last_events.get(name, -math.inf), supervisor.last_event)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._telemetry.log.error("task_died", task=task.get_name(), error=type(error).__name__)
+            self._telemetry.log.error("task_died", task=task.get_name(), **where_raised(error))
 
     # -- the loops ----------------------------------------------------------------------------------------------------
 
@@ -289,7 +289,7 @@ class Listeners:
             except Unavailable:
                 pass  # connections reports the outage
             except Exception as error:  # noqa: BLE001 - the next turn may do better
-                self._telemetry.log.error("task_died", task=f"listeners: {work.__name__}", error=type(error).__name__)
+                self._telemetry.log.error("task_died", task=f"listeners: {work.__name__}", **where_raised(error))
             heed_cancellation()
 
     async def _tick(self) -> None:

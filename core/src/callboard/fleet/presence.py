@@ -33,7 +33,7 @@ from callboard.fleet.watchers import Callback, Watchers
 from callboard.messages import check_identifier
 from callboard.service import User
 from callboard.settings import Settings
-from callboard.telemetry import Telemetry
+from callboard.telemetry import Telemetry, where_raised
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -292,7 +292,7 @@ class Presence:
                 done = True  # connections reports the outage; sessions wait
             except Exception as error:  # noqa: BLE001 - a sweep that fails is tried again
                 done = True
-                self._telemetry.log.error("task_died", task="presence sweep", error=type(error).__name__)
+                self._telemetry.log.error("task_died", task="presence sweep", **where_raised(error))
             heed_cancellation()
 
     async def _unindex(self, uid: str) -> None:

@@ -8,8 +8,8 @@ import asyncio
 def heed_cancellation() -> None:
     """Raise CancelledError when this task was told to end and something that it awaited has kept that to itself.
 
-    `asyncio.wait_for` of Python 3.11 does when its work is done in the same moment, and redis-py sends every command
-    with it. A loop that talks to Redis asks at each turn, or it would miss its end and run for ever.
+    `asyncio.wait_for` of Python 3.11 does when its work is done in the same moment, and client libraries use it. A loop
+    that awaits others' code asks at each turn, or it would miss its end and run for ever.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

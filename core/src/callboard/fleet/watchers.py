@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from callboard.fleet.tasks import heed_cancellation
-from callboard.telemetry import Telemetry
+from callboard.telemetry import Telemetry, where_raised
 
 Callback: TypeAlias = Callable[[str, bool], Awaitable[None]]
 
@@ -78,5 +78,5 @@ class _Watcher:
         except Exception as error:  # noqa: BLE001 - one callback's errors are not the others'
             name = getattr(self._callback, "__qualname__", type(self._callback).__name__)
             self._telemetry.log.error(
-                "task_died", task=f"presence watcher {name}", uid=self._telemetry.user(uid), error=type(error).__name__
+                "task_died", task=f"presence watcher {name}", uid=self._telemetry.user(uid), **where_raised(error)
             )
