@@ -2,14 +2,16 @@
 
 # mypy: disable-error-code="no-untyped-call"
 
+import datetime
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from google.api_core.exceptions import FailedPrecondition, InvalidArgument
-from google.cloud.firestore import And, Client, CollectionReference, FieldFilter, Or, Query
+from google.cloud.firestore import And, Client, CollectionReference, FieldFilter, GeoPoint, Or, Query
 from google.cloud.firestore_v1.field_path import FieldPath
+from google.cloud.firestore_v1.vector import Vector
 
 ANY_TYPE = {
     "null": None,
@@ -98,6 +100,36 @@ def people(client: Client) -> CollectionReference:
 def test_a_filter_over_every_type(mixed: CollectionReference, op: str, value: Any, found: list[str]) -> None:
     snapshots = mixed.where(filter=FieldFilter("v", op, value)).stream()
     assert sorted(ids(snapshots)) == sorted(found)
+
+
+def test_the_order_of_the_other_types(client: Client) -> None:
+    rows = {
+        "number": 1,
+        "time": datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC),
+        "later": datetime.datetime(2020, 1, 1, microsecond=1, tzinfo=datetime.UTC),
+        "bytes": b"b",
+        "reference": client.document("c/__id7__"),
+        "reference2": client.document("c/a"),
+        "south": GeoPoint(-1, 5),
+        "west": GeoPoint(1, -5),
+        "east": GeoPoint(1, 5),
+        "list": [1],
+        "long_vector": Vector([0.0, 0.0]),
+        "vector": Vector([1.0]),
+        "map": {"a": 1},
+        "map2": {"a": 1, "b": 0},
+        "map3": {"b": 0},
+    }
+    batch = client.batch()
+    for name, value in rows.items():
+        batch.set(client.document(f"c/{name}"), {"v": value})
+    batch.commit()
+    assert ids(client.collection("c").order_by("v").stream()) == [
+        "number", "time", "later", "bytes", "reference", "reference2", "south", "west", "east", "list", "vector",
+        "long_vector", "map", "map2", "map3",
+    ]  # fmt: skip
+    same = client.collection("c").where(filter=FieldFilter("v", "==", GeoPoint(1, 5)))
+    assert ids(same.stream()) == ["east"]
 
 
 def test_the_order_of_types(mixed: CollectionReference) -> None:
