@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from callboard import Service as Namespace
 from callboard.connections import Connections
 from callboard.credentials import Credential
 from callboard.errors import Unauthenticated
+from callboard.fleet.presence import Presence
 from callboard.host import Host
 from callboard.messages import Call, encode
 from callboard.settings import Settings, load
@@ -40,8 +43,6 @@ class Things(Namespace):
             return [Event(type="notif.sync", uid=user.uid, payload={"notifications": [], "count": 0})]
 
         async def changes(self, user: User) -> AsyncIterator[Event]:
-            import asyncio
-
             await asyncio.Event().wait()
             yield Event(type="notif.add", uid=user.uid, payload={})
 
@@ -148,8 +149,6 @@ async def commands_to_unregister(registry: Registry, connections: Connections, s
 
 
 async def test_unregistering_costs_the_same_among_a_thousand_sessions(connections: Connections, log: Log) -> None:
-    from callboard.fleet.presence import Presence
-
     settings = load(Settings, {})
     unused: Any = None
     registry = Registry()
@@ -285,3 +284,22 @@ async def test_a_firestore_that_is_down_fails_no_call(own_valkey: ValkeyServer, 
 async def test_without_a_firestore_there_is_no_mirror(service: Service) -> None:
     health = await registry_of(service).health()
     assert health == {"status": "ok", "mirror": {"status": "off", "reason": "no Firebase is configured"}}
+
+
+async def test_without_callboard_firebase_there_is_no_mirror(
+    own_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "callboard_firebase", None)  # what makes an import fail
+    async with running(callboard_registry, environ=on(own_valkey)) as service:
+        health = await registry_of(service).health()
+        assert health["mirror"] == {"status": "off", "reason": "callboard-firebase is not installed"}
+        assert (await service.call("REGISTRY.register_user", "u1", "s1"))["came_online"] is True
+
+
+async def test_a_firestore_that_cannot_be_set_up_costs_the_mirror_alone(own_valkey: ValkeyServer) -> None:
+    environ = {**on(own_valkey), "FIREBASE_ADMIN_JSON": "/no/such/file"}
+    async with running(callboard_registry, environ=environ) as service:
+        mirror = (await registry_of(service).health())["mirror"]
+        assert mirror["status"] == "off"
+        assert "FIREBASE_ADMIN_JSON" in mirror["reason"]
+        assert (await service.call("REGISTRY.register_user", "u1", "s1"))["came_online"] is True

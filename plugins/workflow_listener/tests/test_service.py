@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from google.cloud.firestore import DELETE_FIELD, GeoPoint
 
+import callboard_workflow_listener
 from callboard import Event
-from callboard.testing import CallFailed, Subscription
+from callboard.testing import CallFailed, Subscription, running
+from callboard_local import ValkeyServer
 
 if TYPE_CHECKING:
     from .conftest import Jobs, Running
@@ -237,6 +239,15 @@ async def test_disabled_no_listener_runs_and_the_methods_answer(
     health = await off.workflow.health()
     assert (health["status"], health["enabled"], health["active_count"]) == ("disabled", False, 0)
     await off.call("WORKFLOW.unwatch_job", uid, "a")
+
+
+async def test_without_a_firebase_there_is_nothing_to_listen_to(own_valkey: ValkeyServer) -> None:
+    environ = {"LISTENERS_REDIS_HOST": "127.0.0.1", "LISTENERS_REDIS_PORT": str(own_valkey.port)}
+    async with running(callboard_workflow_listener, environ=environ) as service:
+        workflow = service.callboard.plugins.all[0].services[0]
+        assert workflow.listeners() == []
+        assert (await workflow.health())["status"] == "not configured"
+        assert (await service.call("WORKFLOW.status", "u1"))["mode"] == "off"
 
 
 async def test_the_log_has_the_names_of_what_changed_and_no_values(

@@ -176,8 +176,9 @@ class Registry(Service):
         try:
             from callboard_firebase import Firebase
             from callboard_registry.firestore import RegistryDocuments
-        except ImportError:
-            self._mirror_off = "callboard-firebase is not installed"
+        except ImportError as error:
+            what = "is not installed" if error.name == "callboard_firebase" else "cannot be imported"
+            self._mirror_off = f"callboard-firebase {what}"
             return None
         try:
             firebase = await self.host.shared(Firebase)
