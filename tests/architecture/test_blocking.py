@@ -1,4 +1,4 @@
-"""A blocking call on the event loop fails the test that makes it, and would not without the guard (tests/conftest.py)."""
+"""A blocking call on the event loop fails the test that makes it; without the guard of `conftest.py` it would not."""
 
 from __future__ import annotations
 

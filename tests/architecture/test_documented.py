@@ -5,13 +5,25 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import tomllib
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from architecture.workspace import PLUGINS, ROOT, modules, named, page, sources, table_column, tracked, tree
+from architecture.workspace import (
+    DISTRIBUTIONS,
+    PLUGINS,
+    ROOT,
+    modules,
+    named,
+    page,
+    pages,
+    sources,
+    table_column,
+    tree,
+)
 from prometheus_client import CollectorRegistry
 
 from callboard import hookspecs
@@ -97,6 +109,12 @@ def test_every_hook_is_documented_with_its_exact_arguments() -> None:
     assert set(re.findall(r"^## (register_.*)$", text, re.MULTILINE)) == set(hooks().values())
     for name in hooks():
         assert f"@hookimpl\ndef {name}(" in text, f"{name} has no example"
+
+
+@pytest.mark.parametrize("name", hooks())
+def test_the_core_calls_every_hook(name: str) -> None:
+    callers = [path for path in sources() if path.name != "hookspecs.py" and named(path).startswith("core/")]
+    assert any(f'"{name}"' in path.read_text() for path in callers)
 
 
 # -- errors and close codes
@@ -275,38 +293,23 @@ def test_a_readme_names_no_method_that_is_not_there(plugin: Path) -> None:
             assert name in known, f"{named(plugin)}/README.md names {name}"
 
 
-# -- the pages
+# -- the dependencies
 
 
-def pages() -> list[Path]:
-    return [path for path in tracked() if path.suffix == ".md"]
+def dependencies() -> set[str]:
+    """Every third-party distribution that one of ours, or the tools at the root, asks for."""
+    asked: list[str] = []
+    for path in (*(folder / "pyproject.toml" for folder in DISTRIBUTIONS), ROOT / "pyproject.toml"):
+        config = tomllib.loads(path.read_text())
+        project = config["project"]
+        asked += [*project.get("dependencies", ()), *config.get("dependency-groups", {}).get("dev", ())]
+        asked += [each for extra in project.get("optional-dependencies", {}).values() for each in extra]
+    names = {re.match(r"[\w.-]+", each)[0].lower() for each in asked}  # type: ignore[index]
+    return {name for name in names if not name.startswith("callboard")}
 
 
-@pytest.mark.parametrize("path", pages(), ids=named)
-def test_every_link_leads_somewhere(path: Path) -> None:
-    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
-    for link in re.findall(r"\]\(([^)]+)\)", text):
-        if link.startswith(("http:", "https:")):
-            continue
-        target, _, anchor = link.partition("#")
-        page_linked = (path.parent / target).resolve() if target else path
-        assert page_linked.exists(), f"{named(path)} links to {link}"
-        if anchor:
-            assert anchor in anchors(page_linked.read_text()), f"{named(path)} links to {link}"
-
-
-def anchors(text: str) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def test_the_index_lists_every_page() -> None:
-    linked = set(re.findall(r"\]\((\w[\w-]*\.md)\)", page("docs/index.md")))
-    assert linked == {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
-
-
-def test_every_module_says_what_it_is_for() -> None:
-    for path in sources():
-        if path.read_text().strip():
-            assert ast.get_docstring(tree(path)), f"{named(path)} has no docstring"
+def test_every_dependency_has_its_reason() -> None:
+    reasons = page("docs/why.md").partition("## Dependencies")[2]
+    given = re.findall(r"^\| ([^|]+) \| [^|]+ \| [^|]+ \|$", reasons, re.MULTILINE)
+    named_there = {name.strip() for cell in given for name in re.split(r", | with ", cell)}
+    assert named_there - {"dependency", "tool", "---", "uv"} == dependencies()

@@ -44,7 +44,7 @@ def imported(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", sources(), ids=named)
 def test_nothing_prints(path: Path) -> None:
-    """Logs go through the app's own logger, the command line through click; one line of a child is read by its parent."""
+    """Logs go through the app's own logger, the command line through click; a child's one line goes to its parent."""
     printing = [
         node.lineno
         for node in ast.walk(tree(path))
@@ -94,7 +94,7 @@ def test_no_file_knows_a_machine() -> None:
     for path in tracked():
         if path != HERE:
             found = machine.search(path.read_bytes())
-            assert found is None, f"{named(path)}: {found[0].decode()}"  # type: ignore[index]
+            assert found is None, f"{named(path)}: {found[0].decode()}"
 
 
 def test_nothing_is_skipped_or_retried() -> None:

@@ -18,6 +18,8 @@ DISTRIBUTIONS = sorted(path.parent for path in ROOT.glob("*/pyproject.toml")) + 
 PACKAGES = sorted(path.parent for folder in DISTRIBUTIONS for path in folder.glob("src/*/__init__.py"))
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 
+_RUN = ("__main__", ".asgi", ".tether")
+
 
 def sources() -> list[Path]:
     """Every module that is shipped."""
@@ -48,15 +50,18 @@ def named(path: Path) -> str:
 
 @cache
 def modules() -> list[ModuleType]:
-    """Every module of every package, imported; `__main__` modules run things and are left out."""
+    """Every module of every package, imported, but those that are run and not imported."""
     found = []
     for package in PACKAGES:
         top = importlib.import_module(package.name)
-        found.append(top)
-        for info in pkgutil.walk_packages(top.__path__, f"{package.name}."):
-            if not info.name.endswith(("__main__", ".asgi", ".tether")):
-                found.append(importlib.import_module(info.name))
+        below = [info.name for info in pkgutil.walk_packages(top.__path__, f"{package.name}.")]
+        found += [top, *(importlib.import_module(name) for name in below if not name.endswith(_RUN))]
     return found
+
+
+def pages() -> list[Path]:
+    """Every page of documentation."""
+    return [path for path in tracked() if path.suffix == ".md"]
 
 
 def page(name: str) -> str:
