@@ -13,7 +13,7 @@ from google.cloud.firestore_v1.types import TargetChange
 from callboard_local import FirestoreProcess, PortInUseError
 from callboard_local.firestore import FirestoreServer
 from callboard_local.firestore.database import Database
-from callboard_local.firestore.errors import FailedPreconditionError
+from callboard_local.firestore.errors import ResourceExhaustedError
 from callboard_local.firestore.messages import ListenRequest, StructuredQuery, Write
 from callboard_local.firestore.streams import ListenStream
 
@@ -165,7 +165,7 @@ async def test_a_client_that_does_not_read_loses_its_stream() -> None:
         write = Write()
         write.update.name = f"{database.root}/c/d{number}"
         database.commit([write])
-    with pytest.raises(FailedPreconditionError):
+    with pytest.raises(ResourceExhaustedError):
         async for _ in stream.responses():
             pass
 

@@ -2,8 +2,10 @@
 
 # mypy: disable-error-code="no-untyped-call"
 
+from typing import Any
+
 import pytest
-from google.api_core.exceptions import InvalidArgument
+from google.api_core.exceptions import AlreadyExists, InvalidArgument
 from google.cloud import firestore
 from google.cloud.firestore import AsyncClient, AsyncTransaction, Client, FieldFilter, Transaction
 
@@ -105,6 +107,55 @@ def test_a_transaction_commits_once(client: Client) -> None:
     api.commit(request=request, metadata=metadata)
     with pytest.raises(InvalidArgument):
         api.commit(request=request, metadata=metadata)
+
+
+def test_a_commit_that_fails_can_be_rolled_back_and_tells_why(client: Client) -> None:
+    client.document("c/d").set({"n": 1})
+
+    @firestore.transactional
+    def create_again(transaction: Transaction) -> None:
+        transaction.create(client.document("c/d"), {"n": 2})
+
+    with pytest.raises(AlreadyExists):
+        create_again(client.transaction())
+
+
+def test_a_read_only_transaction_may_not_write(client: Client) -> None:
+    api, metadata = client._firestore_api, client._rpc_metadata
+    options: dict[str, Any] = {"read_only": {}}
+    begun = api.begin_transaction(request={"database": client._database_string, "options": options}, metadata=metadata)
+    write = {"update": {"name": f"{client._database_string}/documents/c/d"}}
+    with pytest.raises(InvalidArgument):
+        api.commit(
+            request={"database": client._database_string, "transaction": begun.transaction, "writes": [write]},
+            metadata=metadata,
+        )
+
+
+@pytest.mark.parametrize("documents", [["c/d"], []], ids=["found", "nothing found"])
+def test_a_query_can_begin_a_transaction(client: Client, documents: list[str]) -> None:
+    for path in documents:
+        client.document(path).set({"n": 1})
+    api, metadata = client._firestore_api, client._rpc_metadata
+    parent = f"{client._database_string}/documents"
+    query = {"parent": parent, "structured_query": {"from_": [{"collection_id": "c"}]}, "new_transaction": {}}
+    first, *rest = api.run_query(request=query, metadata=metadata)
+    assert first.transaction
+    assert [response.document.name for response in rest if response.document.name] == [
+        f"{parent}/{path}" for path in documents
+    ]
+    request = {"database": client._database_string, "transaction": first.transaction}
+    api.commit(request=request, metadata=metadata)
+
+
+def test_a_read_of_documents_can_begin_a_transaction(client: Client) -> None:
+    api, metadata = client._firestore_api, client._rpc_metadata
+    names = [f"{client._database_string}/documents/c/d"]
+    request = {"database": client._database_string, "documents": names, "new_transaction": {}}
+    first, second = api.batch_get_documents(request=request, metadata=metadata)
+    assert first.transaction
+    assert second.missing == names[0]
+    api.rollback(request={"database": client._database_string, "transaction": first.transaction}, metadata=metadata)
 
 
 async def test_read_modify_write_without_threads(async_client: AsyncClient) -> None:

@@ -84,6 +84,7 @@ class ServerProcess(ABC):
         """Start it and wait until it is ready. Blocks."""
         if self.alive:
             raise RuntimeError(f"{self.name} is running already")
+        self.stop()  # clears away what a run that died has left
         if self.port:
             self._child = self._launch(self.port)
         else:

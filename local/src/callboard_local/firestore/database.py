@@ -51,7 +51,7 @@ class Database:
     def commit(self, writes: Sequence[Write], transaction_id: bytes = b"") -> CommitResponse:
         """Apply all writes in order, or none of them."""
         if transaction_id:
-            transaction = self.transactions.end(transaction_id)
+            transaction = self.transactions.close(transaction_id)
             if transaction.read_only and writes:
                 raise InvalidArgumentError("Cannot modify entities in a read-only transaction.")
             if not transaction.read_only:

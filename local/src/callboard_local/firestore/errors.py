@@ -41,6 +41,12 @@ class AbortedError(FirestoreError):
     code = grpc.StatusCode.ABORTED
 
 
+class ResourceExhaustedError(FirestoreError):
+    """A limit of this server has been reached."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 class UnimplementedError(FirestoreError):
     """Google's service can do this; this server cannot."""
 

@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf import empty_pb2
 
 from . import messages
-from .errors import FirestoreError, InvalidArgumentError
+from .errors import FirestoreError
 from .journal import Journal
 from .messages import ListenRequest, ListenResponse
 from .service import FirestoreService
@@ -34,10 +34,8 @@ class FirestoreServer:
     A connection carries `max_streams` calls at once, as in production: listeners beyond them wait in silence.
     """
 
-    def __init__(
-        self, port: int = 0, *, max_streams: int = 100, data: Path | None = None, host: str = "127.0.0.1"
-    ) -> None:
-        self.host = host
+    def __init__(self, port: int = 0, *, max_streams: int = 100, data: Path | None = None) -> None:
+        self.host = "127.0.0.1"
         self.port = port
         self._max_streams = max_streams
         self._data = data
@@ -76,11 +74,6 @@ class FirestoreServer:
             await self._server.stop(grace=None)
         if self._journal is not None:
             self._journal.close()
-
-    async def serve(self) -> None:
-        """Wait until the server has been stopped."""
-        if self._server is not None:
-            await self._server.wait_for_termination()
 
 
 def _handlers(service: FirestoreService) -> grpc.GenericRpcHandler:
@@ -182,5 +175,4 @@ async def _read(stream: ListenStream, first: ListenRequest, requests: AsyncItera
         stream.close(error)
     except Exception:
         logger.exception("a listen stream failed")
-        stream.close(InvalidArgumentError("internal error"))
-        raise
+        stream.close(FirestoreError("internal error"))

@@ -171,7 +171,7 @@ class FirestoreService:
         return BeginTransactionResponse(transaction=_begin(database, request.options))
 
     def rollback(self, request: RollbackRequest) -> None:
-        self.database(request.database).transactions.end(request.transaction)
+        self.database(request.database).transactions.roll_back(request.transaction)
 
     def _write(self, name: str, write: Write, request: Any) -> Document:
         database = self.database(names.split_name(name)[0])

@@ -7,7 +7,7 @@ from typing import Any
 from google.cloud.firestore_v1 import types
 
 from .database import Database
-from .errors import FailedPreconditionError, FirestoreError, InvalidArgumentError
+from .errors import FirestoreError, InvalidArgumentError, ResourceExhaustedError
 from .messages import Document, ListenRequest, ListenResponse, Target
 from .targets import ListenTarget, Update, compile_target
 
@@ -55,7 +55,9 @@ class ListenStream:
     def advance(self, changed: Mapping[ListenTarget, Iterable[str]]) -> None:
         """Send what changed documents mean for these targets."""
         if self._outbox.qsize() > self._max_waiting:
-            self.close(FailedPreconditionError("the client reads this stream too slowly"))
+            while not self._outbox.empty():
+                self._outbox.get_nowait()
+            self.close(ResourceExhaustedError("the client reads this stream too slowly"))
             return
         merged = _Merged()
         for target, paths in changed.items():

@@ -50,11 +50,12 @@ class Transaction:
 
 
 class Transactions:
-    """The open transactions of a database by their id."""
+    """The open transactions of a database by their id, and for a while the ids of the closed ones."""
 
     def __init__(self, snapshot: Callable[[], View]) -> None:
         self._snapshot = snapshot
         self._open: dict[bytes, Transaction] = {}
+        self._closed: dict[bytes, float] = {}
 
     def begin(self, *, read_only: bool) -> bytes:
         self._drop_expired()
@@ -63,22 +64,31 @@ class Transactions:
         return transaction_id
 
     def get(self, transaction_id: bytes) -> Transaction:
+        """One that is open; raises `InvalidArgumentError`."""
         self._drop_expired()
         try:
             return self._open[transaction_id]
         except KeyError:
             raise InvalidArgumentError("Transaction is invalid or closed.") from None
 
-    def end(self, transaction_id: bytes) -> Transaction:
-        """Close it, whether it is then committed or rolled back."""
+    def close(self, transaction_id: bytes) -> Transaction:
+        """Close one that is open, in order to commit it."""
         transaction = self.get(transaction_id)
         del self._open[transaction_id]
+        self._closed[transaction_id] = transaction.began_at
         return transaction
+
+    def roll_back(self, transaction_id: bytes) -> None:
+        """Close it, unless it is closed already: clients roll back what failed to commit."""
+        if transaction_id not in self._closed:
+            self.close(transaction_id)
 
     def _drop_expired(self) -> None:
         oldest = time.monotonic() - _LIFETIME_S
         for transaction_id in [key for key, value in self._open.items() if value.began_at < oldest]:
             del self._open[transaction_id]
+        for transaction_id in [key for key, began_at in self._closed.items() if began_at < oldest]:
+            del self._closed[transaction_id]
 
 
 def _same(now: list[Document], read: list[Document]) -> bool:
