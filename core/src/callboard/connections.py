@@ -136,14 +136,12 @@ class Connections:
         try:
             answer = await self.commands.info("cluster")
             return bool(answer.get("cluster_enabled"))
-        except redis.NoPermissionError:
-            pass
+        except redis.ResponseError:
+            pass  # refused
         try:
             await self.commands.cluster("INFO")
-        except redis.NoPermissionError:
-            return False  # not ours to know; a MOVED would tell
         except redis.ResponseError:
-            return False  # "This instance has cluster support disabled"
+            return False  # none, or not ours to know: a MOVED would tell
         return True
 
     def subscriber(self) -> Subscriber:

@@ -268,22 +268,24 @@ class Bus:
             try:
                 async with asyncio.timeout(self._probe_timeout_s):
                     await self._subscriptions.restored.wait()
-                    began = time.monotonic()
-                    await self._probe()
+                    rtt_s = await self._probe()
             except TimeoutError:
                 raise Silence(f"no answer to the probe within {self._probe_timeout_s:g} s") from None
-            self._is_proved(time.monotonic() - began)
+            self._is_proved(rtt_s)
             await asyncio.sleep(self._probe_interval_s)
 
-    async def _probe(self) -> None:
+    async def _probe(self) -> float:
         self._echo = asyncio.get_running_loop().create_future()
         self._probe_nonce = new_id().encode()
         while True:
+            sent_at = time.monotonic()
             try:
                 await self.publish_raw(self._probe_channel, self._probe_nonce)
-                return await self._echo
             except Unavailable:  # the publisher's trouble alone need not cost the subscriptions: until the time-out
                 await asyncio.sleep(self._probe_timeout_s / 10)
+                continue
+            await self._echo
+            return time.monotonic() - sent_at
 
     def _is_proved(self, rtt_s: float) -> None:
         self.probed_at = time.monotonic()
@@ -301,9 +303,9 @@ class Bus:
         error = group.exceptions[0]
         if self.state != "down":
             self.state = "down"
-            known = isinstance(error, _FAULTS_OF_REDIS)
             reason = self._connections.last_error if isinstance(error, Unavailable) else str(error)
-            self._log.warning("bus_down", reason=reason or type(error).__name__, exc_info=None if known else error)
+            trace = {} if isinstance(error, _FAULTS_OF_REDIS) else {"exc_info": error}
+            self._log.warning("bus_down", reason=reason or type(error).__name__, **trace)
 
 
 def _nobody(channel: str, data: bytes) -> None:
