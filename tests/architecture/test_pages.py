@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from architecture.workspace import ROOT, named, page, pages, sources, table_column, tree
+from architecture.workspace import ROOT, named, page, pages, python_files, sources, table_column, tracked, tree
 from starlette.routing import Route, WebSocketRoute
 
 import callboard
@@ -70,8 +70,15 @@ def test_a_python_snippet_is_python_and_imports_what_there_is(where: str, block:
 # -- the wire
 
 
+def test_what_the_code_calls_the_contract_is_there() -> None:
+    sections = re.findall(r"^## (.+)$", page("docs/contract.md"), re.MULTILINE)
+    for path in python_files():
+        for section in re.findall(r"\(CONTRACT, ([^)]+)\)", path.read_text()):
+            assert section in sections, f"{named(path)} refers to {section}"
+
+
 def test_every_field_of_a_call_is_in_the_contract() -> None:
-    rpc = page("docs/contract.md").partition("## RPC")[2].partition("## Events")[0]
+    rpc = page("docs/contract.md").partition("## RPC")[2].partition("## Idempotency")[0]
     rows = [line for line in rows_of(rpc) if "text" in line[1] or "int" in line[1] or "list" in line[1]]
     documented = {name for first, *_ in rows for name in re.findall(r"`(\w+)`", first)}
     assert documented == set(Call.__struct_fields__)
@@ -117,6 +124,11 @@ def test_every_command_is_documented() -> None:
     for name in main.commands:
         assert f"callboard {name}" in text
     assert set(re.findall(r"^callboard (\w+)", text, re.MULTILINE)) == set(main.commands)
+
+
+def test_contributing_names_the_folders_of_tests() -> None:
+    tracked_folders = {path.parent.name for path in tracked() if path.parent.parent == ROOT / "tests"}
+    assert set(re.findall(r"^\| `tests/(\w+)/`", page("CONTRIBUTING.md"), re.MULTILINE)) == tracked_folders
 
 
 def test_every_make_target_is_documented() -> None:
