@@ -270,6 +270,18 @@ def test_a_sum_is_a_float_when_it_has_to_be(client: Client) -> None:
     assert results[0].value == float(2**63)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "total", "mean"),
+    [([1, 2.5], 3.5, 1.75), ([math.inf, 1], math.inf, math.inf), ([math.inf, -math.inf], math.nan, math.nan)],
+)
+def test_sums_and_means_of_floats(client: Client, numbers: list[float], total: float, mean: float) -> None:
+    for index, number in enumerate([*numbers, "text", None]):
+        client.document(f"c/d{index}").set({"n": number})
+    (results,) = client.collection("c").sum("n", alias="s").avg("n", alias="a").get()
+    found = {result.alias: result.value for result in results}
+    assert found == pytest.approx({"s": total, "a": mean}, nan_ok=True)
+
+
 def where(field: str, op: str, value: Any) -> Ask:
     return lambda p: p.where(filter=FieldFilter(field, op, value))
 

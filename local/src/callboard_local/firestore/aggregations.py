@@ -1,6 +1,5 @@
 """Count, sum and average over the result of a query."""
 
-import math
 from collections.abc import Sequence
 
 from . import values
@@ -8,7 +7,6 @@ from .errors import InvalidArgumentError
 from .messages import Document, StructuredAggregationQuery, Value
 from .names import FieldPath, parse_field_path
 from .queries import CompiledQuery
-from .views import View
 
 _MAX_INT = 2**63 - 1
 _MIN_INT = -(2**63)
@@ -27,13 +25,14 @@ class CompiledAggregation:
         self.query = CompiledQuery(parent, aggregation.structured_query)
         self._parts = dict(zip(_aliases(parts), parts, strict=True))
 
-    def run(self, view: View) -> dict[str, Value]:
-        """The results by alias. Only documents that have every field aggregated on take part."""
+    def over(self, found: list[Document]) -> dict[str, Value]:
+        """The results by alias, over what the base query found.
+
+        Only documents that have every field aggregated on take part.
+        """
         fields = [field for part in self._parts.values() if (field := _field(part)) is not None]
         documents = [
-            document
-            for document in self.query.run(view)
-            if all(values.get(document.fields, field) is not None for field in fields)
+            document for document in found if all(values.get(document.fields, field) is not None for field in fields)
         ]
         return {alias: _aggregate(part, documents) for alias, part in self._parts.items()}
 
@@ -70,7 +69,7 @@ def _aggregate(part: StructuredAggregationQuery.Aggregation, documents: list[Doc
     found = [values.get(document.fields, field) for document in documents]
     numbers = [values.number(value) for value in found if value is not None and values.is_number(value)]
     if part.WhichOneof("operator") == "avg":
-        return Value(double_value=math.fsum(numbers) / len(numbers)) if numbers else Value(null_value=0)
+        return Value(double_value=sum(numbers) / len(numbers)) if numbers else Value(null_value=0)
     total = sum(numbers)
     if isinstance(total, int) and _MIN_INT <= total <= _MAX_INT:
         return Value(integer_value=total)

@@ -70,7 +70,7 @@ class FirestoreService:
             yield BatchGetDocumentsResponse(transaction=began)
         for name in dict.fromkeys(request.documents):
             path = database.document_path(name)
-            document = reader.get(path) if reader is not None else database.view.get(path)
+            document = reader.get(path)
             response = BatchGetDocumentsResponse()
             if document is None:
                 response.missing = name
@@ -83,11 +83,10 @@ class FirestoreService:
         database, parent = self._locate(request.parent)
         reader, began = _reader(database, request)
         query = CompiledQuery(parent, request.structured_query)
-        documents = reader.run(query) if reader is not None else query.run(database.view)
+        found = reader.run(query)
         if began:
             yield RunQueryResponse(transaction=began)
-        responses = [RunQueryResponse(document=query.project(document)) for document in documents]
-        responses = responses or [RunQueryResponse()]
+        responses = [RunQueryResponse(document=query.project(document)) for document in found] or [RunQueryResponse()]
         responses[-1].done = True
         for response in responses:
             response.read_time.FromMicroseconds(database.now())
@@ -97,10 +96,8 @@ class FirestoreService:
         database, parent = self._locate(request.parent)
         reader, began = _reader(database, request)
         aggregation = CompiledAggregation(parent, request.structured_aggregation_query)
-        if reader is not None:
-            reader.run(aggregation.query)
         response = RunAggregationQueryResponse(transaction=began)
-        for alias, value in aggregation.run(database.view if reader is None else reader.view).items():
+        for alias, value in aggregation.over(reader.run(aggregation.query)).items():
             response.result.aggregate_fields[alias].CopyFrom(value)
         response.read_time.FromMicroseconds(database.now())
         yield response
@@ -114,8 +111,7 @@ class FirestoreService:
         if not request.collection_id:
             raise UnimplementedError("ListDocuments without a collection is not part of the embedded Firestore.")
         collection = f"{parent}/{request.collection_id}" if parent else request.collection_id
-        reader, _ = _reader(database, request)
-        view = database.view if reader is None else reader.view
+        view = _reader(database, request)[0].view
         stored = view.collection(collection)
         ids = view.document_ids(collection) if request.show_missing else sorted(stored, key=names.path_key)
         shown, next_token = page(ids, request.page_token, request.page_size)
@@ -137,9 +133,7 @@ class FirestoreService:
 
     def get_document(self, request: GetDocumentRequest) -> Document:
         database = self.database(names.split_name(request.name)[0])
-        path = database.document_path(request.name)
-        reader, _ = _reader(database, request)
-        document = reader.get(path) if reader is not None else database.view.get(path)
+        document = _reader(database, request)[0].get(database.document_path(request.name))
         if document is None:
             raise NotFoundError(f"Document ({request.name}) not found.")
         return project(document, _mask(request))
@@ -186,8 +180,8 @@ class FirestoreService:
         return database, database.parent_path(parent)
 
 
-def _reader(database: Database, request: Any) -> tuple[Transaction | None, bytes]:
-    """The transaction a read belongs to (None: none), and the id of one that it begins."""
+def _reader(database: Database, request: Any) -> tuple[Transaction, bytes]:
+    """The transaction a read belongs to, and its id when the read begins it."""
     match request.WhichOneof("consistency_selector"):
         case "transaction":
             return database.transactions.get(request.transaction), b""
@@ -196,7 +190,7 @@ def _reader(database: Database, request: Any) -> tuple[Transaction | None, bytes
             return database.transactions.get(began), began
         case "read_time":
             raise UnimplementedError("Reads at a past time are not part of the embedded Firestore.")
-    return None, b""
+    return Transaction(lambda: database.view, read_only=True), b""  # for this read alone, then forgotten
 
 
 def _begin(database: Database, options: TransactionOptions) -> bytes:
