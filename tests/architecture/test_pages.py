@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from architecture.workspace import ROOT, named, page, pages, python_files, sources, table_column, tracked, tree
+from architecture.workspace import ROOT, named, page, pages, sources, table_column, tracked, tree
 from starlette.routing import Route, WebSocketRoute
 
 import callboard
@@ -72,7 +72,7 @@ def test_a_python_snippet_is_python_and_imports_what_there_is(where: str, block:
 
 def test_what_the_code_calls_the_contract_is_there() -> None:
     sections = re.findall(r"^## (.+)$", page("docs/contract.md"), re.MULTILINE)
-    for path in python_files():
+    for path in sources():
         for section in re.findall(r"\(CONTRACT, ([^)]+)\)", path.read_text()):
             assert section in sections, f"{named(path)} refers to {section}"
 
