@@ -27,7 +27,7 @@ class PlainOrTlsConnection(Connection):
         self._tls = tls
 
     def _connection_arguments(self) -> dict[str, Any]:
-        # redis-py's own TLS connection loads the authorities anew, 20 ms on the loop, for every connection, and trusts
+        # redis-py's own TLS connection loads the authorities anew, 30 ms on the loop, for every connection, and trusts
         # the system's beside the one it is given.
         arguments = dict(super()._connection_arguments())
         return arguments if self._tls is None else {**arguments, "ssl": self._tls}
@@ -46,9 +46,10 @@ class PlainOrTlsConnection(Connection):
         # a cancellation that arrives at that moment.
         assert self._writer is not None  # noqa: S101 - for the type checker: it is connected
         try:
-            async with asyncio.timeout(self.socket_timeout):
-                self._writer.writelines(parts)
-                await self._writer.drain()
+            self._writer.writelines(parts)
+            if self._writer.transport.get_write_buffer_size():  # the kernel did not take all of it
+                async with asyncio.timeout(self.socket_timeout):
+                    await self._writer.drain()
         except BaseException as error:
             await self.disconnect(nowait=True)  # part of the command may be on its way
             if isinstance(error, TimeoutError):
