@@ -3,12 +3,15 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 
 README = Path(__file__).parent.parent / "README.md"
-FIRST, SECOND = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+# Beside a wheel there is no file, but the wheel carries its text.
+TEXT = README.read_text() if README.is_file() else str(metadata("callboard-local").json["description"])
+FIRST, SECOND = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def run(*command: str, cwd: Path) -> str:
