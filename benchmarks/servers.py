@@ -54,7 +54,7 @@ class plugin:  # noqa: N801 - stands for a module
 def _server(name: str) -> uvicorn.Server:
     if name == "callboard":
         return Server(Callboard(load(Settings, os.environ), [plugin]))
-    app = {"raw ASGI": raw_asgi, "Starlette": starlette}[name]
+    app: Any = {"raw ASGI": raw_asgi, "Starlette": starlette}[name]
     config = uvicorn.Config(app, http="httptools", lifespan="off", access_log=False, log_config=None)
     return uvicorn.Server(config)
 

@@ -41,7 +41,7 @@ def test_methods_are_inherited() -> None:
 
 
 def test_listeners_are_found() -> None:
-    assert Sample.listeners() == [ListenerSpec("changes", Sample.Changes, begins_with_sync=True)]
+    assert Sample().listeners() == [ListenerSpec("changes", Sample.Changes, begins_with_sync=True)]
 
 
 def test_a_listener_without_its_halves_is_refused() -> None:

@@ -27,6 +27,7 @@ from callboard.fleet.presence import Presence
 from callboard.gateway.answers import exception_handlers
 from callboard.gateway.http import rpc_routes
 from callboard.gateway.loopback import LoopbackOnly
+from callboard.gateway.socket import TransportAccess
 from callboard.gateway.tickets import Tickets
 from callboard.gateway.websocket import WebSocketGateway
 from callboard.health import Health, gather_checks
@@ -139,7 +140,7 @@ class Callboard:
                     raise ConfigurationError(f"the path {path} is declared by {owners[path]} and by {plugin.name}")
                 owners[path] = plugin.name
                 routes.append(route)
-        middleware = [Middleware(LoopbackOnly)] if self.settings.dev else []
+        middleware = [Middleware(TransportAccess), *([Middleware(LoopbackOnly)] if self.settings.dev else [])]
         app = Starlette(
             routes=routes, middleware=middleware, exception_handlers=exception_handlers(self.telemetry),
             lifespan=self._lifespan,

@@ -246,11 +246,11 @@ class Service:
             if isinstance(declared, Method):
                 yield name, getattr(self, name), declared
 
-    @classmethod
-    def listeners(cls) -> list[ListenerSpec]:
+    def listeners(self) -> list[ListenerSpec]:
+        """The declared listeners, asked once at start; override it to listen to nothing under some settings."""
         return [
             declared
-            for _, member in inspect.getmembers(cls, inspect.isclass)
+            for _, member in inspect.getmembers(type(self), inspect.isclass)
             if isinstance(declared := vars(member).get(_MARK), ListenerSpec)
         ]
 

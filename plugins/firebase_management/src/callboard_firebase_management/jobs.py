@@ -31,7 +31,8 @@ class Jobs(FirestoreService):
 
         Fields that `job_data` does not name stay; maps are merged key by key. The field `timestamp` becomes the
         server's time, whatever `job_data` says. INVALID_ARGS when `job_id` is missing, not a text, or cannot name a
-        document. Whether a notification is unread is the caller's to say: `read` false.
+        document. A new notification is unread (`read` false) unless `job_data` says otherwise; an existing one stays
+        as read as it was.
 
         In `clients/{uid}/notifications` the write is followed by the event `notif.job_updated` to that user. The
         answer tells of the write: when Redis cannot be reached the event is lost, which is logged, and consumers catch
@@ -97,7 +98,10 @@ class Jobs(FirestoreService):
         doc_id = job.get(id_field)
         if not isinstance(doc_id, str):
             raise InvalidArgs(f"job_data.{id_field} is needed: a text that names the document")
-        await self.put(collection.document(segment(doc_id)), {**job, "timestamp": SERVER_TIMESTAMP}, merge=True)
+        reference = collection.document(segment(doc_id))
+        if uid is not None and "read" not in job and (await get(self.client, reference.path)).document is None:
+            job["read"] = False  # a new notification that is neither read nor unread would be shown to nobody
+        await self.put(reference, {**job, "timestamp": SERVER_TIMESTAMP}, merge=True)
         if uid is not None:
             await self._announce(uid, path, job, doc_id)
         return doc_id

@@ -58,7 +58,7 @@ class Workflow(Service):
         self.watched = WatchedJobs(self.host.connections)
         self.listening: dict[str, Listening] = {}
 
-    def listeners(self) -> list[ListenerSpec]:  # type: ignore[override]
+    def listeners(self) -> list[ListenerSpec]:
         """None while WORKFLOW_LISTENER_ENABLED is false, or without a Firebase to listen to."""
         return super().listeners() if self._can_listen() else []
 
