@@ -121,6 +121,9 @@ def _check(query: StructuredQuery) -> None:
 def _orders(query: StructuredQuery, where: Filter | None) -> list[tuple[FieldPath, bool]]:
     """The complete order: the query's, then the inequality fields it leaves out, then the name."""
     orders = [(parse_field_path(order.field.field_path), order.direction == _DESCENDING) for order in query.order_by]
+    by_name_alone = where is None or where.fields == {NAME_FIELD}
+    if by_name_alone and set(orders) == {(NAME_FIELD, True)}:
+        raise FailedPreconditionError("Firestore does not support descending key scans")
     named = [field for field, _ in orders]
     for field in named:
         if named.count(field) > 1:
@@ -131,9 +134,6 @@ def _orders(query: StructuredQuery, where: Filter | None) -> list[tuple[FieldPat
     orders += [(field, descending) for field in implied if field not in named]
     if orders[-1][0] != NAME_FIELD:
         raise InvalidArgumentError("order by clause cannot contain more fields after the key")
-    by_name_alone = where is None or where.fields == {NAME_FIELD}
-    if by_name_alone and orders == [(NAME_FIELD, True)]:
-        raise FailedPreconditionError("Firestore does not support descending key scans")
     return orders
 
 
