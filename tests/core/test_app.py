@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -27,7 +27,7 @@ class Life(Service):
     """Remembers what happened to it."""
 
     namespace = "LIFE"
-    told: list[str]
+    told: ClassVar[list[str]]
 
     async def open(self) -> None:
         self.told.append("open")
@@ -71,15 +71,22 @@ def environ(valkey_server: ValkeyServer) -> dict[str, str]:
 
 @pytest.fixture
 def life() -> type[Life]:
-    return type("FreshLife", (Life,), {"told": []})
+    return fresh_life()
+
+
+def fresh_life() -> type[Life]:
+    class FreshLife(Life):
+        told: ClassVar[list[str]] = []
+
+    return FreshLife
 
 
 async def test_services_are_opened_called_and_closed(environ: dict[str, str], life: type[Life]) -> None:
     async with running(plugin(life), environ=environ) as service:
         assert await service.call("LIFE.shout", "demo") == "DEMO"
-        assert service.callboard.lifecycle.state == "ready"
+        assert str(service.callboard.lifecycle.state) == "ready"
     assert life.told == ["open", "close"]
-    assert service.callboard.lifecycle.state == "stopped"
+    assert str(service.callboard.lifecycle.state) == "stopped"
 
 
 async def test_an_event_travels_through_redis(environ: dict[str, str], life: type[Life]) -> None:
@@ -165,8 +172,8 @@ async def test_routes_and_interceptors_of_plugins(environ: dict[str, str], life:
             raise InvalidArgs("nobody is not somebody")
         return await following(invocation)
 
-    hooks = {"register_routes": lambda: [Route("/hello", hello)], "register_interceptors": lambda: [refuse]}
-    async with serving(plugin(life, **hooks), environ=environ) as service:
+    extended = plugin(life, register_routes=lambda: [Route("/hello", hello)], register_interceptors=lambda: [refuse])
+    async with serving(extended, environ=environ) as service:
         with pytest.raises(CallFailed, match="nobody is not somebody"):
             await service.call("LIFE.shout", "nobody")
         async with httpx.AsyncClient() as client:
@@ -174,7 +181,7 @@ async def test_routes_and_interceptors_of_plugins(environ: dict[str, str], life:
 
 
 async def test_two_apps_live_in_one_process(environ: dict[str, str]) -> None:
-    lives = [type("FreshLife", (Life,), {"told": []}) for _ in range(2)]
+    lives = [fresh_life() for _ in range(2)]
     async with running(plugin(lives[0]), environ=environ) as one:
         async with running(plugin(lives[1]), environ=environ):
             assert lives[1].told == ["open"]
@@ -190,12 +197,12 @@ async def test_it_starts_without_redis_and_heals(own_valkey: ValkeyServer, life:
         assert (await client.get(ready)).status_code == 200
         assert (await client.get(strict)).status_code == 503
         with pytest.raises(CallFailed, match="UNAVAILABLE"):
-            await service.call("LIFE.shout", "demo", idempotency_key="k")
+            await service.call("LIFE.shout", "demo", with_key="k")
         await own_valkey.restart()
         async with asyncio.timeout(20):
             while (await client.get(strict)).status_code != 200:
                 await asyncio.sleep(0.05)
-        assert await service.call("LIFE.shout", "demo", idempotency_key="k") == "DEMO"
+        assert await service.call("LIFE.shout", "demo", with_key="k") == "DEMO"
 
 
 async def test_a_drain_is_not_ready_and_finishes_what_runs(environ: dict[str, str]) -> None:

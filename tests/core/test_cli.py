@@ -5,11 +5,13 @@ import json
 import sys
 from collections.abc import AsyncIterator
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from callboard import Service, hookimpl, method
 from callboard.cli import main
+from callboard.plugins import Plugins
 from callboard.testing import Service as Running
 from callboard.testing import serving
 from callboard_local import ValkeyServer
@@ -75,6 +77,29 @@ def test_plugins_lists_what_is_installed() -> None:
     methods = {name for row in rows for name in row["methods"]}
     assert {"REGISTRY.register_user", "WORKFLOW.watch_job"} <= methods
     assert "REGISTRY.register_user" in invoke("plugins").output
+
+
+def test_commands_of_plugins_stand_beside_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def greet() -> None:
+        """Say hello."""
+        click.echo("hello from a plugin")
+
+    class module:  # noqa: N801 - stands for a module
+        __name__ = "callboard_greeting"
+
+        @staticmethod
+        @hookimpl
+        def register_commands() -> list[click.Command]:
+            return [greet]
+
+    monkeypatch.setattr(Plugins, "discover", lambda plugins: plugins.use([module()]))
+    assert invoke("greet").output == "hello from a plugin\n"
+    assert "Say hello." in invoke("--help").output
+    greet.name = "serve"
+    result = invoke("--help")
+    assert result.exit_code == 2
+    assert "serve is declared by the core and by greeting" in result.stderr
 
 
 def test_serve_refuses_to_start_without_a_token() -> None:

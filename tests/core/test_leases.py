@@ -166,7 +166,7 @@ async def test_a_slow_renewal_counts_from_its_beginning(own_leases: Leases, key:
     lease = await take(own_leases, key, "owner", 0.6)
     own_valkey.pause()
     renewing = asyncio.create_task(lease.renew())
-    while lease.is_firm():  # noqa: ASYNC110 - time itself is waited for
+    while lease.is_firm():  # time itself is waited for
         await asyncio.sleep(0)
     own_valkey.resume()
     assert await renewing

@@ -5,7 +5,7 @@ from callboard.lifecycle import Lifecycle
 
 def test_the_way_through_life() -> None:
     life = Lifecycle()
-    assert life.state == "starting"
+    assert str(life.state) == "starting"
     life.ready()
     assert (life.state, life.draining.is_set()) == ("ready", False)
     life.drain()

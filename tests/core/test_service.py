@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import Any
 
 import pytest
@@ -71,6 +72,14 @@ class VectorDatabaseService:
         self.rows.update(vectors)
         return len(self.rows)
 
+    @staticmethod
+    def distance(first: float, second: float = 0.0) -> float:
+        return abs(first - second)
+
+    @classmethod
+    def kinds(cls) -> list[str]:
+        return [cls.__name__]
+
     def _private(self) -> None: ...
 
     def close(self) -> None:
@@ -84,12 +93,17 @@ async def test_a_plain_class_becomes_a_namespace() -> None:
     service: Any = wrapped()
     methods = {name: (function, declared) for name, function, declared in service.methods()}
     assert {name: declared for name, (_, declared) in methods.items()} == {
+        "distance": Method(),
+        "kinds": Method(),
         "search_vectors": Method("read"),
         "upsert_vectors": Method("write", aliases=("put",)),
     }
     await service.open()
     assert await methods["upsert_vectors"][0](vectors={"a": [1.0]}) == 1
     assert methods["search_vectors"][0]([1.0], top_k=1) == ["a"]
+    assert methods["distance"][0](3.0, second=1.0) == 2.0
+    assert list(inspect.signature(methods["distance"][0]).parameters) == ["first", "second"]
+    assert methods["kinds"][0]() == ["VectorDatabaseService"]
     instance = service._instance
     await service.close()
     assert instance.closed

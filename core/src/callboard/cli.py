@@ -24,14 +24,33 @@ EXIT_CALL_FAILED = 1
 
 
 class _Group(click.Group):
-    """Errors of our own end a command with their message alone."""
+    """Our commands, and those of installed plugins. Errors of our own end a command with their message alone."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *sorted(self._of_plugins())]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or self._of_plugins().get(cmd_name)
+
+    def _of_plugins(self) -> dict[str, click.Command]:
+        found = _installed_plugins()
+        commands: dict[str, click.Command] = {}
+        owners = dict.fromkeys(self.commands, "the core")
+        for plugin, given in found.collect("register_commands", settings=found.settings):
+            for command in given:
+                if command.name in owners:
+                    raise ConfigurationError(
+                        f"the command {command.name} is declared by {owners[command.name]} and by {plugin.name}"
+                    )
+                owners[command.name], commands[command.name] = plugin.name, command
+        return commands
+
+    def main(self, *args: Any, **extra: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            return super().main(*args, **extra)
         except CallboardError as error:
             click.echo(f"callboard: {error.message}", err=True)
-            ctx.exit(EXIT_CONFIGURATION)
+            sys.exit(EXIT_CONFIGURATION)
 
 
 @click.group(cls=_Group)
@@ -63,10 +82,7 @@ def dev(port: int, strict: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
 def plugins(as_json: bool) -> None:
     """List the installed plugins and what they bring."""
-    environ = {**os.environ, "LISTENERS_STRICT": ""}
-    settings = load(Settings, environ)
-    found = Plugins(settings, environ, Telemetry(replica="cli", stream=io.StringIO()))
-    found.discover()
+    found = _installed_plugins()
     found.build_services()
     rows: list[dict[str, Any]] = [
         {
@@ -88,6 +104,14 @@ def plugins(as_json: bool) -> None:
             click.secho(f"  {row['error']}", fg="red")
         for name in row["methods"]:
             click.echo(f"  {name}")
+
+
+def _installed_plugins() -> Plugins:
+    """What is installed, loaded but not opened; one that fails is in the list with its reason."""
+    environ = {**os.environ, "LISTENERS_STRICT": ""}
+    found = Plugins(load(Settings, environ), environ, Telemetry(replica="cli", stream=io.StringIO()))
+    found.discover()
+    return found
 
 
 @main.command()

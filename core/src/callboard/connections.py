@@ -29,7 +29,7 @@ from redis.backoff import NoBackoff
 from callboard.clients import BoundedCluster, BoundedRedis, Bounds, PlainOrTlsConnection, Subscriber
 from callboard.errors import ConfigurationError, Unavailable
 from callboard.settings import Settings
-from callboard.telemetry import Telemetry
+from callboard.telemetry import Telemetry, where_raised
 
 State = Literal["unknown", "ok", "down"]
 Mode = Literal["unknown", "plain", "cluster"]
@@ -217,8 +217,8 @@ class Connections:
 
     def _is_closed(self, task: asyncio.Task[None]) -> None:
         del self._closing[task]
-        if not task.cancelled() and task.exception() is not None:
-            self._log.error("task_died", task=task.get_name(), exc_info=task.exception())
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("task_died", task=task.get_name(), **where_raised(error))
 
     async def _close_when_unused(self, client: Redis) -> None:
         await asyncio.sleep(self._call_limit_s)  # calls in flight end by then

@@ -47,7 +47,7 @@ class Plugins:
     """The plugins of one app; a manager of its own, nothing global."""
 
     def __init__(self, settings: Settings, environ: Mapping[str, str], telemetry: Telemetry) -> None:
-        self._settings = settings
+        self.settings = settings
         self._environ = environ
         self._telemetry = telemetry
         self._manager = pluggy.PluginManager(PROJECT)
@@ -56,7 +56,7 @@ class Plugins:
 
     def discover(self) -> None:
         """Load every installed plugin (those in LISTENERS_PLUGINS when it is set), in alphabetical order."""
-        wanted = set(self._settings.plugins)
+        wanted = set(self.settings.plugins)
         found = sorted(entry_points(group=GROUP), key=lambda point: point.name)
         names = [point.name for point in found]
         for point in found:
@@ -124,7 +124,7 @@ class Plugins:
 
     def build_services(self) -> None:
         """Make every plugin's services, with their settings."""
-        for plugin, classes in self.collect("register_services", settings=self._settings):
+        for plugin, classes in self.collect("register_services", settings=self.settings):
             try:
                 plugin.services += [self._build(cls) for cls in classes]
             except Exception as error:  # noqa: BLE001 - as above
@@ -141,7 +141,7 @@ class Plugins:
 
     def channel_prefixes(self) -> dict[str, str]:
         """First segment of event types → channel prefix, over all plugins. Clashes are fatal."""
-        settings = self._settings
+        settings = self.settings
         prefixes = {"msg": settings.msg_channel_prefix, "chat": settings.chat_channel_prefix}
         owners = dict.fromkeys(prefixes, "the core")
         for plugin in self.healthy():
@@ -163,7 +163,7 @@ class Plugins:
 
     def quarantine(self, plugin: Plugin, reason: str, error: BaseException | None = None) -> None:
         """Put a plugin aside; with LISTENERS_STRICT, stop the start."""
-        if self._settings.strict:
+        if self.settings.strict:
             raise ConfigurationError(f"plugin {plugin.name}: {reason}") from error
         plugin.state, plugin.error = "quarantined", reason
         self._telemetry.log.error(

@@ -270,7 +270,7 @@ class Service:
         The class is built without arguments when the service opens, on a thread; its `close()`, if any, is called
         at the end.
         """
-        names = {name for name, _ in inspect.getmembers(cls, inspect.isfunction) if not name.startswith("_")}
+        names = {name for name, _ in inspect.getmembers(cls, inspect.isroutine) if not name.startswith("_")}
         for mentioned in {*(effects or {}), *(aliases or {})}:
             if mentioned not in names:
                 raise TypeError(f"{cls.__qualname__} has no public method {mentioned}")
@@ -306,14 +306,15 @@ class _WrappedService(Service):
         # The table is compiled before open() builds the instance, so the function looks it up when called.
         function = getattr(self._wrapped, name)
         signature = inspect.signature(function)
-        own = signature.replace(parameters=list(signature.parameters.values())[1:])
+        if inspect.isfunction(inspect.getattr_static(self._wrapped, name)):  # not static, not a classmethod
+            signature = signature.replace(parameters=list(signature.parameters.values())[1:])
 
         def sync_call(*args: Any, **kwargs: Any) -> Any:
-            return function(self._instance, *args, **kwargs)
+            return getattr(self._instance, name)(*args, **kwargs)
 
         async def async_call(*args: Any, **kwargs: Any) -> Any:
-            return await function(self._instance, *args, **kwargs)
+            return await getattr(self._instance, name)(*args, **kwargs)
 
         call: Any = async_call if inspect.iscoroutinefunction(function) else sync_call
-        call.__name__, call.__doc__, call.__signature__, call.__hints_of__ = name, function.__doc__, own, function
+        call.__name__, call.__doc__, call.__signature__, call.__hints_of__ = name, function.__doc__, signature, function
         return call  # type: ignore[no-any-return]

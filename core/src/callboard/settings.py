@@ -49,7 +49,7 @@ class Secret:
 
 
 def Help(text: str) -> msgspec.Meta:  # noqa: N802 - reads as an annotation
-    """The sentence that `callboard config` and the documentation show for a field."""
+    """The sentence that explains a field."""
     return msgspec.Meta(description=text)
 
 
@@ -182,7 +182,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_timeout_ms: Annotated[int, Help("cap on a call's deadline, milliseconds")] = variable(
         "LISTENERS_MAX_TIMEOUT_MS", default=600_000
     )
-    max_in_flight: Annotated[int, Help("calls in flight beyond which the replica answers 503")] = variable(
+    max_in_flight: Annotated[int, Help("calls in flight beyond which the replica answers 429")] = variable(
         "LISTENERS_MAX_IN_FLIGHT", default=1_000
     )
     namespace_concurrency: Annotated[int, Help("async calls a namespace runs at a time")] = variable(

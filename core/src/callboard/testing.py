@@ -1,7 +1,7 @@
 """For tests of plugins: a whole service with just the plugins under test.
 
     async with running(callboard_vector_db, environ=environ) as service:
-        matches = await service.call("VECTOR_DB.search_vectors", [0.1, 0.2], top_k=3, user_id="demo")
+        matches = await service.call("VECTOR_DB.search_vectors", [0.1, 0.2], top_k=3, as_user="demo")
 
     async with serving(callboard_vector_db, environ=environ) as service:   # the same, on a port of its own
         httpx.post(f"{service.url}/rpc", …)
@@ -51,12 +51,15 @@ class Service:
         return self._url
 
     async def call(
-        self, method: str, /, *args: Any, user_id: str | None = None, idempotency_key: str | None = None, **kwargs: Any
+        self, method: str, /, *args: Any, as_user: str | None = None, with_key: str | None = None, **kwargs: Any
     ) -> Any:
-        """Call through the router, arguments and result as JSON; CallFailed for an error."""
+        """Call through the router, arguments and result as JSON; CallFailed for an error.
+
+        `as_user` and `with_key` are the envelope's `user_id` and `idempotency_key`; all else is the method's.
+        """
         call = Call(
-            method=method, args=Raw(encode(args)), kwargs=Raw(encode(kwargs)), user_id=user_id,
-            idempotency_key=idempotency_key,
+            method=method, args=Raw(encode(args)), kwargs=Raw(encode(kwargs)), user_id=as_user,
+            idempotency_key=with_key,
         )  # fmt: skip
         answer = await self.callboard.router.call(call, Credential("test"))
         if isinstance(answer.reply.error, ErrorBody):

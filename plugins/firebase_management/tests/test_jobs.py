@@ -93,6 +93,19 @@ async def test_upsert_publishes_job_updated(service: FirebaseManagement, bus: An
     ]
 
 
+async def test_a_new_notification_is_unread_and_a_read_one_stays_read(
+    service: FirebaseManagement, stored: Stored
+) -> None:
+    async def is_read(job: dict[str, Any]) -> Any:
+        await service.add_or_update_job_by_job_id(NOTIFICATIONS, job)
+        return (await stored(f"{NOTIFICATIONS}/{job['job_id']}") or {})["read"]
+
+    assert await is_read({"job_id": "new"}) is False
+    assert await is_read({"job_id": "new", "read": True}) is True
+    assert await is_read({"job_id": "new", "status": "completed"}) is True
+    assert await is_read({"job_id": "other", "read": True}) is True
+
+
 async def test_upsert_elsewhere_publishes_nothing(service: FirebaseManagement, stored: Stored, bus: Any) -> None:
     assert await service.add_or_update_job_by_job_id("clients/ada/task_manager", {"job_id": "j1"}) == "j1"
 

@@ -91,7 +91,7 @@ async def service(environ: dict[str, str]) -> AsyncIterator[Service]:
 
 
 async def call(service: Service, name: str, *args: Any) -> Any:
-    return await service.call(f"FIREBASE_MANAGEMENT.{name}", *args, user_id="ada")
+    return await service.call(f"FIREBASE_MANAGEMENT.{name}", *args, as_user="ada")
 
 
 async def test_arguments_of_the_wrong_type(service: Service) -> None:
@@ -118,8 +118,8 @@ async def test_arguments_of_the_wrong_type(service: Service) -> None:
 async def test_a_retry_with_the_same_key_adds_one_document(service: Service) -> None:
     method, args = "FIREBASE_MANAGEMENT.add_document", ("bills", {"mandat_id": "m1"})
 
-    first = await service.call(method, *args, user_id="ada", idempotency_key="k1")
-    again = await service.call(method, *args, user_id="ada", idempotency_key="k1")
+    first = await service.call(method, *args, as_user="ada", with_key="k1")
+    again = await service.call(method, *args, as_user="ada", with_key="k1")
 
     assert first == again
     assert len(await call(service, "fetch_documents_from_firestore", "bills", "m1")) == 1

@@ -21,7 +21,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from redis.exceptions import RedisError
 
@@ -31,7 +31,7 @@ from callboard.errors import InvalidArgs, Unavailable
 from callboard.events.subscriptions import Subscriptions
 from callboard.messages import Event, check_identifier, encode, new_id, utc_now
 from callboard.settings import Settings
-from callboard.telemetry import Telemetry
+from callboard.telemetry import Telemetry, where_raised
 
 MAX_EVENT_BYTES = 256 * 1024
 
@@ -303,9 +303,13 @@ class Bus:
         error = group.exceptions[0]
         if self.state != "down":
             self.state = "down"
-            reason = self._connections.last_error if isinstance(error, Unavailable) else str(error)
-            trace = {} if isinstance(error, _FAULTS_OF_REDIS) else {"exc_info": error}
-            self._log.warning("bus_down", reason=reason or type(error).__name__, **trace)
+            if isinstance(error, Unavailable):
+                told: dict[str, Any] = {"reason": self._connections.last_error}
+            elif isinstance(error, _FAULTS_OF_REDIS):
+                told = {"reason": str(error)}
+            else:
+                told = where_raised(error)
+            self._log.warning("bus_down", **told)
 
 
 def _nobody(channel: str, data: bytes) -> None:

@@ -63,6 +63,8 @@ class Ticket(Struct, frozen=True):
 
 
 class Registry(Service):
+    """Sessions, who is online, and tickets for WebSockets; mirrored to Firestore where there is one."""
+
     namespace = "REGISTRY"
 
     _mirror: Mirror | None = None

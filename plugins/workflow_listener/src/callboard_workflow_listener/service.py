@@ -46,6 +46,8 @@ class Status(Struct, frozen=True):
 
 
 class Workflow(Service):
+    """A user's jobs as live events, and which of them are watched."""
+
     namespace = "WORKFLOW"
     Settings = WorkflowSettings
     listener_log_prefix = "workflow_"

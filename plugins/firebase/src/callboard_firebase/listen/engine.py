@@ -122,7 +122,8 @@ class ListenEngine:
             return
         if self._streams.pop(stream, None) is not None:
             self._lines.give_back(stream.line)
-        _log.error("a listen stream's task died; its watches end", exc_info=task.exception())
+        error = task.exception()
+        _log.error("a listen stream's task died of %s; its watches end", type(error).__name__)
         failure = Internal("The listen stream failed.")
-        failure.__cause__ = task.exception()
+        failure.__cause__ = error
         stream.fail_all(failure)
