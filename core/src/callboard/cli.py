@@ -207,13 +207,23 @@ async def _dev(environ: Mapping[str, str], port: int) -> int:
         callboard = Callboard(load(Settings, environ), environ=environ)
         LibraryLogs.install(callboard.telemetry)
         server = Server(callboard)
-        demo = asyncio.create_task(_keep_demo_user_online(callboard, port), name="demo user")
+        tasks = {
+            asyncio.create_task(_keep_demo_user_online(callboard, port), name="demo user"),
+            asyncio.create_task(_stop_when_one_dies(backends, server), name="back ends"),
+        }
         try:
             await server.serve(sockets=[listener])
         finally:
-            demo.cancel()
-            await asyncio.wait({demo})
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
     return 0 if server.started else 3
+
+
+async def _stop_when_one_dies(backends: Any, server: Any) -> None:
+    name = await backends.died()
+    click.echo(f"callboard: the embedded {name} ended by itself; stopping", err=True)
+    server.should_exit = True
 
 
 async def _keep_demo_user_online(callboard: Any, port: int) -> None:
