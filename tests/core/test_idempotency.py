@@ -204,6 +204,52 @@ async def test_without_redis_nothing_is_claimed(
             await claim(records, new_id())
 
 
+async def test_an_answer_that_redis_could_not_take_is_stored_when_it_is_back(
+    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+    async with (
+        Connections(settings, recorded.telemetry) as connections,
+        Idempotency(settings, connections, recorded.telemetry, lease_ttl_s=0.6) as records,
+    ):
+        finished, forgotten = new_id(), new_id()
+        first, never_began = await owned(records, finished), await owned(records, forgotten)
+        own_valkey.pause()
+        try:
+            await records.finish(first, StoredAnswer(True, data=Raw(b"1")))
+            await records.forget(never_began)
+        finally:
+            own_valkey.resume()
+        async with asyncio.timeout(10):
+            while not isinstance(stored := await _claimed_or_unknown(records, finished), StoredAnswer):
+                await asyncio.sleep(0.02)
+            assert stored.ok
+            while not isinstance(await _claimed_or_unknown(records, forgotten), Claim):
+                await asyncio.sleep(0.02)
+
+
+async def _claimed_or_unknown(records: Idempotency, record: str) -> Claim | StoredAnswer | None:
+    """None while its end has not reached Redis: running, or unknown."""
+    try:
+        return await claim(records, record, within_s=0)
+    except (OutcomeUnknown, DeadlineExceeded, Unavailable):
+        return None
+
+
+async def test_a_stop_without_redis_says_what_is_lost(
+    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+    async with (
+        Connections(settings, recorded.telemetry) as connections,
+        Idempotency(settings, connections, recorded.telemetry) as records,
+    ):
+        first = await owned(records, new_id())
+        await own_valkey.kill()
+        await records.finish(first, StoredAnswer(True, data=Raw(b"1")))
+    assert recorded.lines("idempotency_lost")[0]["answers"] == 1
+
+
 def test_the_scope_is_caller_user_method_and_key() -> None:
     call = Call(method="A.b", user_id="u", idempotency_key="k")
     base = record_of("service", call, "A.b")

@@ -21,6 +21,7 @@ LOG_EVENTS = {
     "rpc_call": "a call came in (level debug)",
     "rpc_ok": "a call was answered",
     "rpc_error": "a call was refused or failed; `code` says how, `log_id` finds the traceback",
+    "idempotency_lost": "the service stopped while Redis was away: `answers` of keyed calls could not be stored",
     "publish": "an event left for Redis (level debug)",
     "publish_failed": "a write succeeded and its event could not be sent; the listener's sync brings the state",
     "ws_connect": "a WebSocket opened",

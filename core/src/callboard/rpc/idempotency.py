@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Raw
 
 from callboard.connections import Connections, redis_errors
-from callboard.errors import DeadlineExceeded, KeyReused, OutcomeUnknown
+from callboard.errors import DeadlineExceeded, KeyReused, OutcomeUnknown, Unavailable
 from callboard.fleet import leases
 from callboard.messages import Call, ErrorBody, encode_canonical, new_id
 from callboard.settings import Settings
@@ -113,6 +113,16 @@ class Claim:
     renewed_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a claim is to end, kept while Redis is away."""
+
+    claim: Claim
+    outcome: str
+    script: str
+    args: tuple[Any, ...] = ()
+
+
 def record_of(caller: str, call: Call, method: str) -> str:
     """The record's name: credential's name, user, method and key, as one digest."""
     parts = (caller, call.user_id or "", method, call.idempotency_key or "")
@@ -138,6 +148,7 @@ class Idempotency:
         self._lease_ms = int(lease_ttl_s * 1000)
         self._record_ms = settings.idempotency_ttl_s * 1000
         self._held: dict[str, Claim] = {}
+        self._delayed: dict[str, _Ending] = {}
         self._keeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Idempotency:
@@ -148,6 +159,9 @@ class Idempotency:
         if self._keeper:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
+        await self._end_delayed()
+        if self._delayed:
+            self._log.error("idempotency_lost", answers=len(self._delayed))
 
     async def claim(self, record: str, fingerprint: str, *, retry_safe: bool, deadline: float) -> Claim | StoredAnswer:
         """Take the call's lease, or wait for the running duplicate and return its answer.
@@ -193,26 +207,33 @@ class Idempotency:
         return bytes(answer[0]).decode(), *(bytes(part) for part in answer[1:])
 
     async def finish(self, claim: Claim, answer: StoredAnswer) -> None:
-        """Store the outcome for retries; one over 256 KiB is kept as "done, answer not kept"."""
+        """Store the outcome for retries; one over 256 KiB is kept as "done, answer not kept".
+
+        Without Redis it is stored as soon as that is back: what the method did is done, and its caller is told so.
+        """
         text = msgspec.json.encode(answer)
         if len(text) > MAX_ANSWER_BYTES:
             text = msgspec.json.encode(StoredAnswer(answer.ok, kept=False))
-        stored = await self._end(claim, _FINISH, text, self._record_ms)
-        self._outcomes.labels("stored" if stored else "lease_lost").inc()
+        await self._end(_Ending(claim, "stored", _FINISH, (text, self._record_ms)))
 
     async def forget(self, claim: Claim) -> None:
         """The method never began: a retry starts afresh."""
-        await self._end(claim, _FORGET)
-        self._outcomes.labels("released").inc()
+        await self._end(_Ending(claim, "released", _FORGET))
 
-    async def _end(self, claim: Claim, script: str, *args: Any) -> bool:
+    async def _end(self, ending: _Ending) -> None:
+        claim = ending.claim
+        try:
+            with redis_errors(self._connections):
+                pipe = self._connections.commands.pipeline(transaction=False)
+                pipe.eval(ending.script, 1, _PREFIX + claim.record, claim.owner, *ending.args)
+                pipe.zrem(_RUNNING, claim.record)
+                done, _ = await pipe.execute()
+        except Unavailable:
+            self._delayed[claim.record] = ending
+            return
         self._held.pop(claim.record, None)
-        with redis_errors(self._connections):
-            pipe = self._connections.commands.pipeline(transaction=False)
-            pipe.eval(script, 1, _PREFIX + claim.record, claim.owner, *args)
-            pipe.zrem(_RUNNING, claim.record)
-            done, _ = await pipe.execute()
-        return bool(done)
+        self._delayed.pop(claim.record, None)
+        self._outcomes.labels(ending.outcome if done else "lease_lost").inc()
 
     async def _keep(self) -> None:
         """Renew the leases of long calls; settle the records of owners that died."""
@@ -220,12 +241,19 @@ class Idempotency:
         while True:
             await asyncio.sleep(self._lease_ttl_s / 6)
             try:
+                await self._end_delayed()
                 await self._renew_due()
                 if time.monotonic() >= sweep_at:
                     sweep_at = time.monotonic() + self._lease_ttl_s
                     await self.sweep()
             except Exception as error:  # noqa: BLE001 - Redis may be away; the next round tries again
                 self._log.warning("task_died", task="idempotency", error=type(error).__name__, restarted=True)
+
+    async def _end_delayed(self) -> None:
+        for ending in list(self._delayed.values()):
+            await self._end(ending)
+            if ending.claim.record in self._delayed:
+                return  # Redis is still away
 
     async def _renew_due(self) -> None:
         now = time.monotonic()
