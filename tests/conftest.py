@@ -12,6 +12,14 @@ from callboard.connections import Connections
 from callboard.settings import Settings, load
 from callboard_local import ValkeyServer
 
+OUR_PACKAGES = [
+    "callboard",
+    "callboard_firebase",
+    "callboard_firebase_management",
+    "callboard_registry",
+    "callboard_workflow_listener",
+]
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
@@ -21,7 +29,7 @@ def anyio_backend() -> str:
 @pytest.fixture(autouse=True)
 def no_blocking_calls() -> Iterator[BlockBuster]:
     """A blocking call on the event loop, made by our own packages, fails the test that makes it."""
-    with blockbuster_ctx(["callboard", "callboard_firebase", "callboard_registry"]) as guard:
+    with blockbuster_ctx(OUR_PACKAGES) as guard:
         yield guard
 
 
