@@ -4,6 +4,7 @@ import logging
 import socket
 
 import pytest
+from uvicorn.logging import AccessFormatter
 from support import Recorded
 
 from callboard.errors import ConfigurationError
@@ -35,9 +36,13 @@ def test_a_stalled_peer_is_dropped_by_the_kernel() -> None:
 )
 def test_query_strings_are_not_logged(line: str, shown: str) -> None:
     assert without_query(line) == shown
-    record = logging.LogRecord("uvicorn.error", logging.INFO, "", 0, "%s", (line,), None)
+
+
+def test_uvicorns_own_lines_lose_their_query_strings_and_keep_their_form() -> None:
+    args = ("127.0.0.1:5", "GET", "/ws?uid=demo&ticket=s3cret", "1.1", 200)
+    record = logging.LogRecord("uvicorn.access", logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d', args, None)
     assert QueryStringFilter().filter(record)
-    assert record.getMessage() == shown
+    assert AccessFormatter("%(message)s").format(record) == '127.0.0.1:5 - "GET /ws?… HTTP/1.1" 200'
 
 
 def test_lines_of_libraries_become_records_without_tracebacks(recorded: Recorded) -> None:

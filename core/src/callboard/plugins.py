@@ -167,7 +167,7 @@ class Plugins:
             raise ConfigurationError(f"plugin {plugin.name}: {reason}") from error
         plugin.state, plugin.error = "quarantined", reason
         self._telemetry.log.error(
-            "plugin_quarantined", plugin=plugin.name, **(where_raised(error) if error else {"error": reason})
+            "plugin_quarantined", plugin=plugin.name, reason=reason, **(where_raised(error) if error else {})
         )
 
 

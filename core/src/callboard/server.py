@@ -126,7 +126,8 @@ class QueryStringFilter(logging.Filter):
     """uvicorn logs a WebSocket's whole URL; what follows the `?` may name a user."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = without_query(record.getMessage()), ()
+        if isinstance(record.args, tuple):  # in place: uvicorn's formatter counts them
+            record.args = tuple(without_query(arg) if isinstance(arg, str) else arg for arg in record.args)
         return True
 
 
