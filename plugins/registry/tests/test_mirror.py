@@ -28,11 +28,11 @@ def make(presence: Presence, connections: Connections, log: Log, shelf: Shelf) -
 @pytest.fixture
 def written(eventually: Eventually) -> Any:
     async def written(mirror: Mirror, count: int) -> None:
-        async def look() -> int:
-            found: int = mirror.health()["written"]
-            return found
+        async def look() -> dict[str, Any]:
+            return mirror.health()
 
-        await eventually(look, lambda found: found >= count)
+        # Beyond the write: presence is read again before an entry is done with.
+        await eventually(look, lambda found: found["written"] >= count and not found["pending"])
 
     return written
 
