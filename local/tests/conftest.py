@@ -1,81 +1,30 @@
-"""The Firestore contract suite runs, unchanged, against every implementation.
+"""The Firestore contract suite runs, unchanged, against every implementation: our own, and Google's emulator.
 
-`embedded` is ours. `google` is Google's own emulator, which judges both the tests and us: run it with
-`pytest -m emulator local/tests` after installing the packages `google-cloud-cli-firestore-emulator` and a JRE.
+The emulator judges both the tests and us: `pytest -m emulator local/tests`.
 """
 
 import asyncio
 import functools
 import itertools
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from google.cloud import firestore
 from google.cloud.firestore_v1.types import ListenRequest, Target, TargetChange
 
-from callboard_local.child import Child
-from callboard_local.server import free_port
+from callboard_local.session_loop import anyio_backend as anyio_backend
+from callboard_local.session_loop import one_event_loop as one_event_loop
 
 WAIT_S = 15.0
 
-_SDK_FOLDERS = (
-    "/usr/lib/google-cloud-sdk",
-    "/usr/share/google-cloud-sdk",
-    "/opt/google-cloud-sdk",
-    "~/google-cloud-sdk",
-)
-_JAR = "platform/cloud-firestore-emulator/cloud-firestore-emulator.jar"
-_MAIN_CLASS = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
-
-
-@pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="session", autouse=True)
-async def one_event_loop(anyio_backend: str) -> AsyncIterator[None]:
-    """Keeps one event loop for the session: gRPC may still deliver the last events of a stream to a closed one."""
-    yield
-    await asyncio.sleep(0)  # run what gRPC scheduled last
-
-
-@pytest.fixture(scope="session")
-def google_emulator() -> Iterator[str]:
-    """The address of Google's emulator, started for the session."""
-    java = shutil.which("java")
-    jars = [jar for folder in _SDK_FOLDERS if (jar := Path(folder, _JAR).expanduser()).is_file()]
-    if java is None or not jars:
-        pytest.fail("install the packages google-cloud-cli-firestore-emulator and default-jre-headless")
-    address = f"127.0.0.1:{free_port()}"
-    host, _, port = address.partition(":")
-    command = [java, "-Xmx512m", "-Duser.language=en", "-cp", str(jars[0]), _MAIN_CLASS]
-    child = Child([*command, "start", f"--host={host}", f"--port={port}"], name="emulator", ready="is now running")
-    child.start(timeout_s=60)
-    yield address
-    child.stop()
-
-
-@pytest.fixture(scope="session", params=["embedded", pytest.param("google", marks=pytest.mark.emulator)])
-def implementation(request: pytest.FixtureRequest) -> str:
-    """Which Firestore a contract test talks to."""
-    return str(request.param)
-
-
-@pytest.fixture(scope="session")
-def address(implementation: str, request: pytest.FixtureRequest) -> str:
-    if implementation == "embedded":
-        return str(request.getfixturevalue("firestore_server").address)
-    return str(request.getfixturevalue("google_emulator"))
-
 
 @pytest.fixture
-def client(address: str, firestore_project: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[firestore.Client]:
+def client(
+    firestore_address: str, firestore_project: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[firestore.Client]:
     """Google's client on an empty Firestore of its own."""
-    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", address)
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", firestore_address)
     client = firestore.Client(project=firestore_project)
     yield client
     client._firestore_api.transport.close()
@@ -83,10 +32,10 @@ def client(address: str, firestore_project: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 async def async_client(
-    address: str, firestore_project: str, monkeypatch: pytest.MonkeyPatch
+    firestore_address: str, firestore_project: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[firestore.AsyncClient]:
     """Google's asynchronous client on an empty Firestore of its own."""
-    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", address)
+    monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", firestore_address)
     client = firestore.AsyncClient(project=firestore_project)
     yield client
     await client._firestore_api.transport.close()

@@ -155,7 +155,10 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("server", ["ValkeyServer", "FirestoreProcess"])
+@pytest.mark.parametrize(
+    "server",
+    ["ValkeyServer", "FirestoreProcess", pytest.param("GoogleFirestoreProcess", marks=pytest.mark.emulator)],
+)
 def test_a_server_dies_with_its_killed_parent(server: str) -> None:
     command: list[Any] = [sys.executable, "-c", PARENT.format(server=server)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:

@@ -26,7 +26,7 @@ from google.cloud.firestore import (
     Or,
 )
 
-from callboard_local import FirestoreProcess
+from callboard_local import FirestoreProcess, GoogleFirestoreProcess
 
 pytestmark = pytest.mark.emulator
 
@@ -175,10 +175,13 @@ def comparable(value: Any) -> Any:
 
 @pytest.fixture
 def clients(
-    firestore_server: FirestoreProcess, google_emulator: str, firestore_project: str, monkeypatch: pytest.MonkeyPatch
+    firestore_server: FirestoreProcess,
+    google_firestore_server: GoogleFirestoreProcess,
+    firestore_project: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[Client, Client]]:
     made = []
-    for address in (firestore_server.address, google_emulator):
+    for address in (firestore_server.address, google_firestore_server.address):
         monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", address)
         made.append(Client(project=firestore_project))
     yield made[0], made[1]

@@ -1,5 +1,9 @@
 """The fixtures, as a plugin's author uses them: without a loop, and in a project of their own."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from callboard_local import FirestoreProcess, ValkeyServer
@@ -23,3 +27,13 @@ def test_every_test_has_a_project_of_its_own(firestore_project: str, request: py
     assert firestore_project not in seen
     seen.add(firestore_project)
     assert len(seen) == turn
+
+
+def test_elsewhere_the_firestore_under_test_is_the_embedded_one_and_googles(tmp_path: Path) -> None:
+    """No configuration of ours is there: the plugin itself makes the mark known."""
+    (tmp_path / "test_it.py").write_text("def test_it(firestore_address): assert firestore_address\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--strict-markers", "-W", "error", "-v"]
+    command += ["-m", "not emulator"]
+    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+    assert "test_it[embedded] PASSED" in output, output
+    assert "1 passed, 1 deselected" in output

@@ -11,7 +11,7 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 # Beside a wheel there is no file, but the wheel carries its text.
 TEXT = README.read_text() if README.is_file() else str(metadata("callboard-local").json["description"])
-FIRST, SECOND = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+FIRST, SECOND, CONFTEST = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -23,7 +23,7 @@ def test_the_back_ends_have_sample_data(tmp_path: Path) -> None:
 
 
 def test_the_fixtures_come_with_the_package(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text("import pytest\n@pytest.fixture\ndef anyio_backend(): return 'asyncio'\n")
+    (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_example.py").write_text(SECOND)
     try:
         output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path)

@@ -3,7 +3,8 @@
 from .backends import Backends
 from .child import StartError
 from .firestore_process import FirestoreProcess
+from .google_emulator import GoogleFirestoreProcess
 from .server import PortInUseError
 from .valkey import ValkeyServer
 
-__all__ = ["Backends", "FirestoreProcess", "PortInUseError", "StartError", "ValkeyServer"]
+__all__ = ["Backends", "FirestoreProcess", "GoogleFirestoreProcess", "PortInUseError", "StartError", "ValkeyServer"]

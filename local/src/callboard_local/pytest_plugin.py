@@ -6,7 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 from .firestore_process import FirestoreProcess
+from .google_emulator import JAR_PACKAGE, JAVA_PACKAGE, GoogleFirestoreProcess
 from .valkey import ValkeyServer
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"emulator: needs the packages {JAR_PACKAGE} and {JAVA_PACKAGE}")
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +33,23 @@ def firestore_server() -> Iterator[FirestoreProcess]:
     """A Firestore shared by the whole session: use `firestore_project`, and do not stop it."""
     with FirestoreProcess() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def google_firestore_server() -> Iterator[GoogleFirestoreProcess]:
+    """Google's own Firestore emulator, shared by the whole session: mark the test `emulator`."""
+    with GoogleFirestoreProcess() as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=["embedded", pytest.param("google", marks=pytest.mark.emulator)])
+def firestore_address(request: pytest.FixtureRequest) -> str:
+    """`host:port` of the Firestore under test: the embedded one and, in tests then marked `emulator`, Google's.
+
+    Where the two differ, Google's is right.
+    """
+    server = "firestore_server" if request.param == "embedded" else "google_firestore_server"
+    return str(request.getfixturevalue(server).address)
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from blockbuster import blockbuster_ctx
 from google.cloud.firestore import AsyncClient
 
 from callboard_firebase import Batch, Firebase, FirebaseSettings, ListenEngine, ListenOptions
-from callboard_local.firestore_process import FirestoreProcess
-
-from .google_emulator import google_emulator
+from callboard_local.session_loop import anyio_backend as anyio_backend
+from callboard_local.session_loop import one_event_loop as one_event_loop
 
 
 @dataclass(frozen=True)
@@ -52,37 +51,11 @@ async def listening(address: str, project: str, options: ListenOptions = QUICK) 
         yield Listening(firebase.client, engine)
 
 
-@pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="session", autouse=True)
-async def one_event_loop(anyio_backend: str) -> None:
-    """All tests share a loop, as a service does: gRPC delivers a cancelled call's last events a moment later."""
-
-
 @pytest.fixture(autouse=True)
 def no_blocking_calls() -> Iterator[None]:
     """A blocking call on the event loop, made by our own package, fails the test that makes it."""
     with blockbuster_ctx(["callboard_firebase"]):
         yield
-
-
-@pytest.fixture(scope="session")
-def google_emulator_address() -> Iterator[str]:
-    with google_emulator() as address:
-        yield address
-
-
-@pytest.fixture(params=["embedded", pytest.param("google", marks=pytest.mark.emulator)])
-def firestore_address(request: pytest.FixtureRequest) -> str:
-    """A Firestore server: the embedded one, and Google's emulator, which is right where they differ."""
-    if request.param == "google":
-        address: str = request.getfixturevalue("google_emulator_address")
-        return address
-    server: FirestoreProcess = request.getfixturevalue("firestore_server")
-    return server.address
 
 
 @pytest.fixture

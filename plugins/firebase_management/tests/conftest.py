@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import socket
-import subprocess
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,53 +20,8 @@ from callboard.service import Context
 from callboard.settings import Settings, load
 from callboard.telemetry import Telemetry
 from callboard_firebase_management import FirebaseManagement
-from callboard_local.firestore_process import FirestoreProcess
-
-_JAR = "**/cloud-firestore-emulator/cloud-firestore-emulator.jar"
-_ROOTS = ("/usr/lib/google-cloud-sdk", "/usr/share/google-cloud-sdk", "/opt", str(Path.home() / "google-cloud-sdk"))
-_MAIN = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
-
-
-@pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="session")
-def google_firestore() -> Iterator[str]:
-    """`host:port` of Google's own emulator: where it and the embedded server differ, Google is right."""
-    jar = next((jar for root in _ROOTS for jar in Path(root).glob(_JAR)), None)
-    assert jar is not None, "Google's Firestore emulator is not installed: make test-all installs it"
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = ["java", "-Xmx512m", "-cp", str(jar), _MAIN, "start", "--host=127.0.0.1", f"--port={port}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_until_listening(process, port, time.monotonic() + 30)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait_until_listening(process: subprocess.Popen[bytes], port: int, until: float) -> None:
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert process.poll() is None, "Google's Firestore emulator ended"
-            assert time.monotonic() < until, "Google's Firestore emulator did not start"
-            time.sleep(0.1)
-
-
-@pytest.fixture(params=["embedded", pytest.param("google", marks=pytest.mark.emulator)])
-def firestore_address(request: pytest.FixtureRequest) -> str:
-    """`host:port` of each Firestore in turn."""
-    if request.param == "google":
-        return str(request.getfixturevalue("google_firestore"))
-    server: FirestoreProcess = request.getfixturevalue("firestore_server")
-    return server.address
+from callboard_local.session_loop import anyio_backend as anyio_backend
+from callboard_local.session_loop import one_event_loop as one_event_loop
 
 
 @dataclass

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -19,26 +17,12 @@ from callboard.fleet.presence import Presence
 from callboard.settings import Settings, load
 from callboard.telemetry import Telemetry
 from callboard_firebase import Firebase, FirebaseSettings
-from callboard_local import FirestoreProcess, ValkeyServer
-from callboard_local.child import Child
-from callboard_local.server import free_port
+from callboard_local import ValkeyServer
+from callboard_local.session_loop import anyio_backend as anyio_backend
+from callboard_local.session_loop import one_event_loop as one_event_loop
 from callboard_registry.mirror import Entry
 
 T = TypeVar("T")
-
-_SDKS = ("/usr/lib/google-cloud-sdk", "/usr/share/google-cloud-sdk", "/opt/google-cloud-sdk", "~/google-cloud-sdk")
-_JAR = "platform/cloud-firestore-emulator/cloud-firestore-emulator.jar"
-_MAIN_CLASS = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
-
-
-@pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="session", autouse=True)
-async def one_event_loop(anyio_backend: str) -> None:
-    """All tests share a loop, as a service does: gRPC delivers a cancelled call's last events a moment later."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,30 +30,6 @@ def no_blocking_calls() -> Iterator[BlockBuster]:
     """A blocking call on the event loop, made from this package, fails the test that makes it."""
     with blockbuster_ctx(["callboard_registry"]) as guard:
         yield guard
-
-
-@pytest.fixture(scope="session")
-def google_firestore() -> Iterator[str]:
-    """`host:port` of Google's own emulator, which judges the plugin beside the embedded server."""
-    java = shutil.which("java")
-    jar = next((jar for sdk in _SDKS if (jar := Path(sdk, _JAR).expanduser()).is_file()), None)
-    if java is None or jar is None:
-        pytest.fail("Google's Firestore emulator needs its package and a JRE: make test-all installs them")
-    port = free_port()
-    command = [java, "-Xmx512m", "-Duser.language=en", "-cp", str(jar), _MAIN_CLASS, "start"]
-    child = Child([*command, "--host=127.0.0.1", f"--port={port}"], name="emulator", ready="is now running")
-    child.start(timeout_s=60)
-    yield f"127.0.0.1:{port}"
-    child.stop()
-
-
-@pytest.fixture(params=["embedded", pytest.param("google", marks=pytest.mark.emulator)])
-def firestore_address(request: pytest.FixtureRequest) -> str:
-    """`host:port` of each Firestore in turn."""
-    if request.param == "google":
-        return str(request.getfixturevalue("google_firestore"))
-    server: FirestoreProcess = request.getfixturevalue("firestore_server")
-    return server.address
 
 
 @pytest.fixture

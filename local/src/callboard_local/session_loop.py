@@ -1,0 +1,25 @@
+"""One event loop for a whole test session, for suites that use `grpc.aio`. A conftest imports both fixtures:
+
+    from callboard_local.session_loop import anyio_backend as anyio_backend
+    from callboard_local.session_loop import one_event_loop as one_event_loop
+
+gRPC may deliver the last events of a cancelled call a moment later, to a loop that must then still be there. They are
+not in the pytest plugin, because there they would decide for every suite.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def one_event_loop(anyio_backend: str) -> AsyncIterator[None]:
+    """All tests share a loop, as the calls of a service do."""
+    yield
+    await asyncio.sleep(0)  # run what gRPC scheduled last
