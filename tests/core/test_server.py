@@ -4,8 +4,8 @@ import logging
 import socket
 
 import pytest
-from uvicorn.logging import AccessFormatter
 from support import Recorded
+from uvicorn.logging import AccessFormatter
 
 from callboard.errors import ConfigurationError
 from callboard.server import LibraryLogs, QueryStringFilter, listen, without_query
