@@ -155,6 +155,20 @@ async def test_releasing_what_is_anothers_leaves_it_alone(leases: Leases, key: s
     assert await successor.renew()
 
 
+async def test_everyone_can_read_whose_it_is(leases: Leases, key: str, connections: Connections) -> None:
+    assert await leases.owner(key) is None
+    lease = await take(leases, key, "owner")
+    assert await leases.owner(key) == "owner"
+    await connections.commands.hset(key, "expires", "1")
+    assert await leases.owner(key) is None  # it expired: nobody's, though the name still stands there
+    successor = await take(leases, key, "next")
+    assert await leases.owner(key) == "next"
+    await lease.release()
+    assert await leases.owner(key) == "next"
+    await successor.release()
+    assert await leases.owner(key) is None
+
+
 async def test_a_lease_is_firm_until_two_thirds_of_its_time_have_passed(leases: Leases, key: str) -> None:
     firm, not_firm = await take(leases, key, "owner", LONG_S), await take(leases, key, "owner", 0.0001)
     assert firm.is_firm()

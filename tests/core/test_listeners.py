@@ -14,14 +14,14 @@ import pytest
 from redis.asyncio import Redis
 
 from callboard.connections import Connections
-from callboard.errors import PermissionDenied, Unavailable
+from callboard.errors import InvalidArgs, PermissionDenied, Unavailable
 from callboard.events.bus import Bus
 from callboard.fleet.leases import Leases
 from callboard.fleet.listeners import Listeners
 from callboard.fleet.presence import Presence
 from callboard.fleet.supervisor import Patience
 from callboard.messages import Event
-from callboard.service import Context, Service, User, current_context, listener
+from callboard.service import Context, ListenerSpec, Service, User, current_context, listener
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry
 from callboard_local import ValkeyServer
@@ -133,14 +133,15 @@ class Replica:
 async def replica(
     server: ValkeyServer,
     *,
+    name: str = "one",
     service: Shop | None = None,
     grace_s: float = 0.3,
     lease_ttl_s: float = LEASE_TTL_S,
     patience: Patience | None = None,
 ) -> AsyncIterator[Replica]:
-    settings = Settings(redis_host=server.host, redis_port=server.port, redis_cluster="false", replica="one")
+    settings = Settings(redis_host=server.host, redis_port=server.port, redis_cluster="false", replica=name)
     stream = io.StringIO()
-    telemetry = Telemetry(replica="one", stream=stream)
+    telemetry = Telemetry(replica=name, stream=stream)
     shop = service or Shop()
     async with AsyncExitStack() as stack:
         connections = await stack.enter_async_context(Connections(settings, telemetry))
@@ -249,6 +250,36 @@ async def test_of_two_replicas_exactly_one_runs_a_listener(own_valkey: ValkeySer
         await heard.until("notif.add")
         assert len(heard.of("notif.sync")) == len(heard.of("notif.add")) == 1
         assert one.logged("listener_lost") == two.logged("listener_lost") == []
+
+
+async def test_every_replica_knows_which_one_runs_a_listener(own_valkey: ValkeyServer) -> None:
+    class Other(Shop):
+        def listeners(self) -> list[ListenerSpec]:
+            return []
+
+    async with (
+        replica(own_valkey, name="host:one", lease_ttl_s=3_600) as one,
+        replica(own_valkey, name="two", service=Other()) as two,  # as one of another release, or with it disabled
+    ):
+        assert await one.listeners.owner("ann", "items") is None
+        await one.presence.register("ann", "tab")
+        await eventually(lambda: one.listeners.active_count() == 2)
+        assert await two.listeners.owner("ann", ITEMS) == "host:one"
+        assert not two.listeners.is_active("ann", ITEMS)
+        assert await one.listeners.owner("ann", "items") == await one.listeners.owner("ann", ITEMS) == "host:one"
+        assert await one.listeners.owner("bob", "items") is None
+        assert await one.listeners.owner("ann", "unheard-of") is None
+        with pytest.raises(InvalidArgs):
+            await one.listeners.owner("a/b", "items")
+
+        async with replica(own_valkey, name="three") as three:
+            assert await three.listeners.owner("ann", "items") == "host:one"
+            await one.listeners.drain()
+            await eventually(lambda: three.listeners.is_active("ann", "items"))
+            assert await one.listeners.owner("ann", "items") == await two.listeners.owner("ann", ITEMS) == "three"
+        await own_valkey.kill()
+        with pytest.raises(Unavailable):
+            await two.listeners.owner("ann", ITEMS)
 
 
 def min_renewed(one: Replica) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -189,6 +190,28 @@ async def test_the_status_of_a_listener(service: Service, eventually: Eventually
 
     assert (await eventually(look, lambda status: status["active"]))["online"] is True
     assert not (await service.call("REGISTRY.check_listener_status", "u1", "unheard-of"))["active"]
+
+
+async def test_every_replica_knows_the_status_of_a_listener(own_valkey: ValkeyServer, eventually: Eventually) -> None:
+    async with AsyncExitStack() as stack:
+        one, two = [
+            await stack.enter_async_context(
+                running(callboard_registry, ThingsPlugin(), environ={**on(own_valkey), "LISTENERS_REPLICA": name})
+            )
+            for name in ("one", "two")
+        ]
+        await one.call("REGISTRY.register_user", "u1", "s1")
+
+        async def look() -> list[bool]:
+            return [
+                (await replica.call("REGISTRY.check_listener_status", "u1", listener))["active"]
+                for replica in (one, two)
+                for listener in ("things", "things.things")
+            ]
+
+        await eventually(look, all)
+        here = [replica.callboard.listeners.is_active("u1", "things") for replica in (one, two)]
+        assert sorted(here) == [False, True]  # one of the answers was about the other replica
 
 
 # -- tickets

@@ -216,6 +216,22 @@ async def test_status_and_health_tell_what_is_listened_to(replica: Running, hear
     }  # fmt: skip
 
 
+async def test_the_status_is_the_same_on_a_replica_that_does_not_listen(
+    replicas: Any, replica: Running, heard: Subscription, jobs: Jobs
+) -> None:
+    await jobs.put("a", INVOICE)
+    await replica.enter()
+    await heard.next("workflow.sync")
+    others = [await replicas(), await replicas(WORKFLOW_LISTENER_ENABLED="false")]
+    for other in others:
+        status = await other.call("WORKFLOW.status", replica.uid)
+        assert (status["active"], status["cache_entries"]) == (True, 0)
+        assert not other.workflow.listening
+    await replica.service.callboard.listeners.drain()
+    await others[0].service.callboard.listeners.drain()
+    assert not (await others[1].call("WORKFLOW.status", replica.uid))["active"]
+
+
 async def test_the_cache_goes_when_the_user_does(replica: Running, heard: Subscription, jobs: Jobs) -> None:
     await jobs.put("a", INVOICE)
     await replica.enter()

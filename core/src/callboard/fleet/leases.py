@@ -68,6 +68,13 @@ return 1
 """
 )
 _RELEASE = LUA + "if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then lease_bury(KEYS[1], ARGV[2]) end"
+_OWNER = (
+    LUA
+    + """
+local l = redis.call('HMGET', KEYS[1], 'owner', 'expires')
+return l[1] and tonumber(l[2]) > now_ms() and l[1] or nil
+"""
+)
 _SWEEP = (
     LUA
     + """
@@ -97,6 +104,11 @@ class Leases:
             return None
         fence, taken_over = answer
         return Lease(self, key, owner, fence=int(fence), taken_over=bool(taken_over), ttl_s=ttl_s, renewed_at=began)
+
+    async def owner(self, key: str) -> str | None:
+        """The token of whose lease on `key` runs now, by Redis' clock; None when nobody's does."""
+        owner: bytes | None = await self._run(_OWNER, key)
+        return None if owner is None else owner.decode()
 
     async def sweep(self, match: str) -> int:
         """Bury the expired leases among the keys of this pattern; their number. Reads all keys of the server (SCAN)."""

@@ -26,7 +26,7 @@ from callboard.fleet.leases import Leases
 from callboard.fleet.presence import Presence
 from callboard.fleet.supervisor import Patience, Supervisor
 from callboard.fleet.tasks import heed_cancellation
-from callboard.messages import Event, new_id, utc_now
+from callboard.messages import Event, check_identifier, new_id, utc_now
 from callboard.service import Service, User
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry, where_raised
@@ -164,6 +164,18 @@ class Listeners:
         """Whether the user's listener `name` (with or without its namespace) runs here and is well."""
         return any(one.declared.is_called(name) and one.healthy for one in self._of(uid))
 
+    async def owner(self, uid: str, name: str) -> str | None:
+        """The replica that runs the user's listener `name` (with or without its namespace): who holds its lease.
+
+        None: nobody does, the user being offline, or the listener failing for longer than a lease lasts. A name that
+        is not declared here is taken as whole: another replica may declare it. InvalidArgs for a user id that is none;
+        Unavailable without Redis.
+        """
+        check_identifier(uid)
+        names = [one.name for one in self._declared.values() if one.is_called(name)] or [name]
+        owners = await asyncio.gather(*(self._leases.owner(_lease_key(uid, name)) for name in names))
+        return next((_replica_of(owner) for owner in owners if owner is not None), None)
+
     def active_count(self, name: str | None = None) -> int:
         """Listeners that run here and are well: all, or those called `name`."""
         return sum(
@@ -249,8 +261,8 @@ class Listeners:
         key = (user.uid, declared.name)
         if self._draining or key in self._running or key in self._taking:
             return
-        lease_key = f"callboard:lease:listener:{declared.name}:{{{user.uid}}}"
-        acquire = partial(self._leases.acquire, lease_key, f"{self._replica}:{new_id()}", self._lease_ttl_s)
+        owner = f"{self._replica}:{new_id()}"
+        acquire = partial(self._leases.acquire, _lease_key(*key), owner, self._lease_ttl_s)
         self._taking.add(key)
         try:
             lease = await acquire()
@@ -320,6 +332,15 @@ class Listeners:
         for name in self._declared:
             if running := self._running.get((uid, name)):
                 running.task.cancel()
+
+
+def _lease_key(uid: str, name: str) -> str:
+    return f"callboard:lease:listener:{name}:{{{uid}}}"
+
+
+def _replica_of(owner: str) -> str:
+    """From an owner's token: the replica's name, a colon, and an id of this tenure's own."""
+    return owner.rpartition(":")[0]
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

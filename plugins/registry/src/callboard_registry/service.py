@@ -47,7 +47,7 @@ class Synced(Struct, frozen=True):
 
 
 class ListenerStatus(Struct, frozen=True):
-    """`active`: the listener runs for this user now. `online` false explains why it does not."""
+    """`active`: a replica runs the listener for this user now. `online` false explains why none does."""
 
     user_id: str
     listener_type: str
@@ -158,7 +158,8 @@ class Registry(Service):
         """
         check_identifier(user_id, "user_id")
         online = bool(await self.host.presence.online_among([user_id]))
-        return ListenerStatus(user_id, listener_type, self.host.listeners.is_active(user_id, listener_type), online)
+        owner = await self.host.listeners.owner(user_id, listener_type)
+        return ListenerStatus(user_id, listener_type, owner is not None, online)
 
     # A `read`, though it makes something: what a write returns is stored for its retry, and a ticket is a secret that
     # must lie nowhere. A retry gets another ticket; the first, unused, ends by itself.

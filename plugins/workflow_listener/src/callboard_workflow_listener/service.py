@@ -35,7 +35,7 @@ class Watching(Struct, frozen=True):
 
 
 class Status(Struct, frozen=True):
-    """A user's listening. `active` and `cache_entries`, the jobs it remembers, are the answering replica's."""
+    """A user's listening. `active`: a replica listens. `cache_entries`: the jobs that the answering one remembers."""
 
     user_id: str
     enabled: bool
@@ -99,7 +99,7 @@ class Workflow(Service):
         return Status(
             user_id,
             self.settings.enabled,
-            self.host.listeners.is_active(user_id, LISTENER),
+            await self.host.listeners.owner(user_id, f"{self.namespace.lower()}.{LISTENER}") is not None,
             "off" if not self._can_listen() else "documents" if watched else "collection",
             watched,
             len(self.listening[user_id].tracker) if user_id in self.listening else 0,
