@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -143,9 +143,7 @@ async def test_heartbeat_does_not_revive_a_session_that_is_over(presence: Presen
     assert not await presence.heartbeat("never-registered")
 
 
-async def test_heartbeat_many_keeps_the_living_and_ignores_the_rest(
-    presence: Presence, connections: Connections
-) -> None:
+async def test_heartbeat_many_keeps_the_living_and_names_the_rest(presence: Presence, connections: Connections) -> None:
     await presence.register("ann", "a1")
     await presence.register("bob", "b1")
     await presence.register("cid", "c1")
@@ -154,12 +152,32 @@ async def test_heartbeat_many_keeps_the_living_and_ignores_the_rest(
 
     async with asyncio.timeout(5):
         while True:
-            await presence.heartbeat_many(["a1", "b1", "c1", "unknown"])
+            assert await presence.heartbeat_many(["a1", "b1", "c1", "unknown", "a1"]) == {"c1", "unknown"}
             after: Any = await connections.commands.zmscore(ONLINE_EXPIRY, ["ann", "bob", "cid"])
             if after[0] > scores[0] and after[1] > scores[1]:
                 break
     assert after[2] in (None, scores[2])
-    await presence.heartbeat_many([])
+    assert await presence.heartbeat_many([]) == set()
+
+
+async def test_heartbeat_many_takes_its_round_trips_once_for_all(presence: Presence, connections: Connections) -> None:
+    """The server counts what it reads from its clients: a pipeline arrives in chunks of at least some kilobytes."""
+    sessions = [f"tab-{number}" for number in range(100)]
+    for session in sessions:
+        await presence.register("ann", session)
+
+    async def reads(beat: Awaitable[object]) -> int:
+        before = await connections.commands.info("stats")
+        await beat
+        after = await connections.commands.info("stats")
+        return int(after["total_reads_processed"] - before["total_reads_processed"])
+
+    async def one_by_one() -> None:
+        for session in sessions:
+            await presence.heartbeat(session)
+
+    assert await reads(presence.heartbeat_many(sessions)) < len(sessions)
+    assert await reads(one_by_one()) >= 3 * len(sessions)
 
 
 async def test_a_session_id_moves_to_the_user_who_registers_it(presence: Presence) -> None:
@@ -417,7 +435,7 @@ async def test_everything_works_on_a_cluster(telemetry: Telemetry) -> None:
             assert await presence.register("ann", "shared", authorized_companies_ids=["x"])
             assert await presence.register("bob", "shared", backend_route="http://one")
             assert await presence.register("ann", "tab")
-            await presence.heartbeat_many(["shared", "tab", "unknown"])
+            assert await presence.heartbeat_many(["shared", "tab", "unknown"]) == {"unknown"}
             assert await presence.heartbeat("tab")
             assert (await presence.online_users()).users == ["ann", "bob"]
             assert await presence.online_among(["ann", "bob"]) == {

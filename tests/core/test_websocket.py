@@ -481,15 +481,20 @@ async def test_an_open_socket_is_a_session(desk: Replica) -> None:
 async def test_the_heartbeat_registers_a_session_that_redis_lost(
     serve: Serve, make_settings: MakeSettings, recorded: Recorded
 ) -> None:
-    async with (
-        replica(serve, make_settings(), recorded, heartbeat_interval_s=0.02) as desk,
-        desk.synced(session_id=f"tab-{new_id()}"),
-    ):
-        [session] = await desk.presence.list_sessions(desk.uid)
-        await desk.presence.unregister(session.session_id)
+    tabs = [f"tab-{new_id()}" for _ in range(3)]
+    async with replica(serve, make_settings(), recorded, heartbeat_interval_s=0.02) as desk, AsyncExitStack() as stack:
+        for tab in tabs:
+            await stack.enter_async_context(desk.synced(session_id=tab))
+        kept = {session.session_id: session.registered_at for session in await desk.presence.list_sessions(desk.uid)}
+        for lost in tabs[:2]:
+            await desk.presence.unregister(lost)
         async with asyncio.timeout(20):
-            while not await desk.presence.list_sessions(desk.uid):
+            while len(sessions := await desk.presence.list_sessions(desk.uid)) < 3:
                 await asyncio.sleep(0.005)
+        now = {session.session_id: session.registered_at for session in sessions}
+        assert now.keys() == set(tabs)
+        assert now[tabs[2]] == kept[tabs[2]]
+        assert recorded.lines("task_died") == []
 
 
 # -- what clients send

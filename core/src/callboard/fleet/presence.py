@@ -144,13 +144,14 @@ class Presence:
     async def heartbeat(self, session_id: str) -> bool:
         """Keep a session alive for another TTL. False when it is over: register it again."""
         check_identifier(session_id, "session_id")
-        return session_id in await self._beat([session_id])
+        return not await self.heartbeat_many([session_id])
 
-    async def heartbeat_many(self, session_ids: Iterable[str]) -> None:
-        """`heartbeat` for all of a replica's sockets, in three round trips. Sessions that are over stay so."""
-        await self._beat([check_identifier(session_id, "session_id") for session_id in session_ids])
+    async def heartbeat_many(self, session_ids: Iterable[str]) -> set[str]:
+        """`heartbeat` for many sessions in three round trips at most; those that are over: register them again.
 
-    async def _beat(self, session_ids: list[str]) -> set[str]:
+        Each round trip is one pipeline for all of them: a few hundred at a time take no other caller's turn for long.
+        """
+        session_ids = [check_identifier(session_id, "session_id") for session_id in session_ids]
         if not session_ids:
             return set()
         ttl_ms = self._ttl_ms()
@@ -174,7 +175,7 @@ class Presence:
                 extend.eval(lua.INDEX_ADD, 2, *_INDEX, uid, ttl_ms)
             if alive:
                 await extend.execute()
-        return {session_id for session_id, _ in alive}
+        return set(session_ids) - {session_id for session_id, _ in alive}
 
     async def _leave(self, uid: str, session_id: str) -> bool:
         """Take a session from a user; whether it was alive."""

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from callboard.fleet.listeners import Listeners
     from callboard.fleet.presence import Presence
 
-_BEATS_AT_A_TIME = 16
+_BEATS_AT_A_TIME = 200
+_REGISTRATIONS_AT_A_TIME = 16
 _SNAPSHOTS_AT_A_TIME = 200
 _RESYNCS_PER_S = 200
 _DRAIN_BATCH = 50
@@ -234,20 +235,33 @@ class WebSocketGateway:
             visits = list({visit.session_id: visit for visit in self._open.values()}.values())
             batches = list(_batches(visits, _BEATS_AT_A_TIME))
             for batch in batches:
-                outcomes = await asyncio.gather(*map(self._keep_alive, batch), return_exceptions=True)
-                for outcome in outcomes:
-                    if isinstance(outcome, Exception) and not isinstance(outcome, Unavailable):
-                        self._telemetry.log.error("task_died", task="heartbeat", **where_raised(outcome))
+                await self._keep_alive(batch)
                 await asyncio.sleep(self._heartbeat_interval_s / len(batches))
             if not batches:
                 await asyncio.sleep(self._heartbeat_interval_s / 2)
 
-    async def _keep_alive(self, visit: Visit) -> None:
-        if await self._presence.heartbeat(visit.session_id) or not self._is_open(visit):
+    async def _keep_alive(self, visits: list[Visit]) -> None:
+        try:
+            gone = await self._presence.heartbeat_many(visit.session_id for visit in visits)
+        except Exception as error:  # noqa: BLE001 - the next beat may do better
+            self._beat_failed(error)
+            return
+        lost = [visit for visit in visits if visit.session_id in gone]
+        for some in _batches(lost, _REGISTRATIONS_AT_A_TIME):
+            for outcome in await asyncio.gather(*map(self._register_anew, some), return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    self._beat_failed(outcome)
+
+    async def _register_anew(self, visit: Visit) -> None:
+        if not self._is_open(visit):
             return
         await self._presence.register(visit.uid, visit.session_id)
         if not self._is_open(visit):  # it closed meanwhile
             await self._unregister(visit)
+
+    def _beat_failed(self, error: Exception) -> None:
+        if not isinstance(error, Unavailable):  # `connections` reports the outage
+            self._telemetry.log.error("task_died", task="heartbeat", **where_raised(error))
 
     # -- care
 
