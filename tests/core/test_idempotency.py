@@ -166,15 +166,15 @@ async def test_the_sweep_settles_what_dead_owners_left(brief: Idempotency, conne
     await until_expired(connections, record)
     await owned(brief, living)
     while await connections.commands.zscore("callboard:idem-running", record) is not None:
-        await brief.sweep()
+        await brief._records.sweep()
     assert await connections.commands.pttl(f"callboard:idem:{record}") > 0
 
 
 async def test_a_repeated_claim_and_finish_are_harmless(records: Idempotency, connections: Connections) -> None:
     """A lost reply makes the client send a script twice."""
     record = new_id()
-    first = await records._ask_claim(record, "f", "me", False)
-    assert first == await records._ask_claim(record, "f", "me", False) == ("claimed",)
+    for _ in range(2):
+        assert await records._records.claim(record, "me", "f", retry_safe=False) == ("claimed", None)
     mine = Claim(record, "me", time.monotonic())
     await records.finish(mine, StoredAnswer(True, data=Raw(b"1")))
     await records.finish(mine, StoredAnswer(True, data=Raw(b"2")))
@@ -234,6 +234,49 @@ async def _claimed_or_unknown(records: Idempotency, record: str) -> Claim | Stor
         return await claim(records, record, within_s=0)
     except (OutcomeUnknown, DeadlineExceeded, Unavailable):
         return None
+
+
+async def test_a_claim_that_redis_executes_late_does_not_block_the_key(
+    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+    async with (
+        Connections(settings, recorded.telemetry, attempt_timeout_s=0.2) as connections,
+        Idempotency(settings, connections, recorded.telemetry, lease_ttl_s=1.2) as records,
+    ):
+        record = new_id()
+        await claim(records, new_id())  # its connection stays open and takes the next request
+        own_valkey.pause()
+        with pytest.raises(Unavailable):
+            await claim(records, record)
+        own_valkey.resume()
+        async with asyncio.timeout(10):
+            while records._delayed:
+                await asyncio.sleep(0.02)
+        assert not await connections.commands.exists(f"callboard:idem:{record}")
+        await owned(records, record)
+
+
+async def test_the_end_of_a_lost_claim_leaves_the_next_one_alone(
+    records: Idempotency, connections: Connections
+) -> None:
+    record = new_id()
+    first = await owned(records, record)
+    await connections.commands.delete(f"callboard:idem:{record}")  # a failover that forgot it
+    second = await owned(records, record)
+    await records.finish(first, StoredAnswer(True, data=Raw(b"1")))
+    assert list(records._held.values()) == [second]
+    assert await connections.commands.zscore("callboard:idem-running", record) is not None
+    with pytest.raises(DeadlineExceeded):
+        await claim(records, record, within_s=0)
+
+
+async def test_replays_leave_the_index_with_the_next_sweep(brief: Idempotency, connections: Connections) -> None:
+    record = new_id()
+    await brief.finish(await owned(brief, record), StoredAnswer(True, data=Raw(b"1")))
+    await claim(brief, record)
+    while await connections.commands.zscore("callboard:idem-running", record) is not None:
+        await brief._records.sweep(batch=1)
 
 
 async def test_a_stop_without_redis_says_what_is_lost(

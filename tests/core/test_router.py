@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -55,6 +56,10 @@ class Sample(Service):
     async def write(self, value: int = 0) -> int:
         self.runs.append(value)
         return len(self.runs)
+
+    @method(keyed=False)
+    async def beat(self) -> int:
+        return await self.write(0)
 
     @method
     async def slow_write(self, seconds: float) -> str:
@@ -164,6 +169,14 @@ def code(answer: Answer) -> str:
 
 @pytest.fixture
 async def rig(make_settings: MakeSettings, connections: Connections, recorded: Recorded) -> AsyncIterator[Rig]:
+    async with other_replica(make_settings, connections, recorded) as made:
+        yield made
+
+
+@asynccontextmanager
+async def other_replica(
+    make_settings: MakeSettings, connections: Connections, recorded: Recorded
+) -> AsyncIterator[Rig]:
     settings = make_settings(
         LISTENERS_NAMESPACE_CONCURRENCY="4", LISTENERS_NAMESPACE_THREADS="2", LISTENERS_MAX_TIMEOUT_MS="20000"
     )
@@ -176,11 +189,11 @@ async def rig(make_settings: MakeSettings, connections: Connections, recorded: R
         router = Router(settings, recorded.telemetry, idempotency, publish)
         service = Sample()
         service.host = Host()  # type: ignore[assignment]
-        router.add(service, "sample")
+        router.table.add(service, "sample")
         yield Rig(router, service, events)
         service.gate.set()
         await router.drain(10)
-        router.close()
+        router.table.close()
 
 
 @pytest.fixture
@@ -221,7 +234,7 @@ async def test_a_credential_calls_what_its_patterns_name(rig: Rig) -> None:
 
 
 async def test_a_quarantined_namespace_is_unavailable(rig: Rig) -> None:
-    rig.router.quarantine("BROKEN")
+    rig.router.table.quarantine("BROKEN")
     answer = await rig("BROKEN.anything")
     assert code(answer) == "UNAVAILABLE"
     assert answer.reply.error.retry_after_ms  # type: ignore[union-attr]
@@ -238,10 +251,10 @@ async def test_a_clash_names_both_and_changes_nothing(rig: Rig) -> None:
         async def taken(self) -> None: ...
 
     with pytest.raises(ConfigurationError, match=r"SAMPLE\.echo is declared by sample and by half"):
-        rig.router.add(Half(), "half")
-    assert "HALF.fresh" not in rig.router.endpoints()
+        rig.router.table.add(Half(), "half")
+    assert rig.router.table.get("HALF.fresh") is None
     with pytest.raises(ConfigurationError, match="SAMPLE is declared by sample and by again"):
-        rig.router.add(Sample(), "again")
+        rig.router.table.add(Sample(), "again")
 
 
 @pytest.mark.parametrize("name", ["_private", "dunder__inside"])
@@ -250,14 +263,14 @@ async def test_private_names_are_refused_at_start(rig: Rig, name: str) -> None:
 
     bad = type("Bad", (Service,), {"namespace": "BAD", name: method(function)})
     with pytest.raises(ConfigurationError, match=name):
-        rig.router.add(bad(), "bad")
+        rig.router.table.add(bad(), "bad")
 
 
 @pytest.mark.parametrize("namespace", ["", "lower", "A-B", "1A", "A\n"])
 async def test_a_namespace_must_look_like_one(rig: Rig, namespace: str) -> None:
     bad = type("Bad", (Service,), {"namespace": namespace})
     with pytest.raises(ConfigurationError, match="must match"):
-        rig.router.add(bad(), "bad")
+        rig.router.table.add(bad(), "bad")
 
 
 # -- arguments and results
@@ -326,7 +339,7 @@ async def test_the_caller_does_not_wait_for_a_blocked_thread(released: Rig) -> N
     started = time.monotonic()
     assert code(await released("blocked_read", timeout_ms=50)) == "DEADLINE_EXCEEDED"
     assert time.monotonic() - started < 10  # the thread is held for 20
-    assert released.router.busy_threads() == 1
+    assert released.router.table.busy_threads() == 1
 
 
 async def test_a_keyed_write_runs_on_and_the_retry_finds_its_answer(rig: Rig) -> None:
@@ -341,12 +354,12 @@ async def test_a_keyed_write_runs_on_and_the_retry_finds_its_answer(rig: Rig) ->
 async def test_a_thread_that_outlives_its_deadline_keeps_its_slot_and_stores_its_answer(rig: Rig) -> None:
     key = new_id()
     assert code(await rig("blocked_write", idempotency_key=key, timeout_ms=50)) == "DEADLINE_EXCEEDED"
-    assert rig.router.busy_threads() == 1
+    assert rig.router.table.busy_threads() == 1
     assert code(await rig("blocked_write", idempotency_key=key, timeout_ms=50)) == "DEADLINE_EXCEEDED"
     rig.service.gate.set()
     again = await rig("blocked_write", idempotency_key=key)
     assert (data(again), again.replayed, rig.service.runs) == ("late", True, ["began"])
-    assert rig.router.busy_threads() == 0
+    assert rig.router.table.busy_threads() == 0
 
 
 # -- idempotency
@@ -373,6 +386,11 @@ async def test_without_a_key_a_write_runs_each_time(rig: Rig) -> None:
     await rig("write", 1)
     await rig("write", 1)
     assert rig.service.runs == [1, 1]
+
+
+async def test_a_write_may_take_no_part_in_replays(rig: Rig) -> None:
+    key = new_id()
+    assert [data(await rig("beat", idempotency_key=key)) for _ in range(2)] == [1, 2]
 
 
 async def test_a_reads_key_is_ignored(rig: Rig) -> None:
@@ -419,7 +437,9 @@ async def test_refusals_before_the_method_began_are_not_stored(rig: Rig) -> None
     assert data(await rig("write", 1, idempotency_key=key)) == 1
 
 
-async def test_an_interrupted_write_is_stored_as_unknown(rig: Rig) -> None:
+async def test_an_interrupted_write_is_stored_as_unknown(
+    rig: Rig, make_settings: MakeSettings, connections: Connections, recorded: Recorded
+) -> None:
     key = new_id()
     running = asyncio.create_task(rig("slow_write", 60, idempotency_key=key))
     while not rig.service.runs:
@@ -427,9 +447,28 @@ async def test_an_interrupted_write_is_stored_as_unknown(rig: Rig) -> None:
         await asyncio.wait({running}, timeout=0.01)
     await rig.router.drain(0)
     assert code(await running) == "ABORTED"
-    again = await rig("slow_write", 60, idempotency_key=key)
+    assert code(await rig("slow_write", 60, idempotency_key=new_id())) == "UNAVAILABLE"  # none begins any more
+    async with other_replica(make_settings, connections, recorded) as other:
+        again = await other("slow_write", 60, idempotency_key=key)
     assert again.reply.error.details == {"outcome": "unknown"}  # type: ignore[union-attr]
-    assert rig.service.runs == ["began"]
+    assert (rig.service.runs, other.service.runs) == (["began"], [])
+
+
+async def test_a_drain_refuses_who_waits_for_a_running_duplicate(
+    rig: Rig, make_settings: MakeSettings, connections: Connections, recorded: Recorded
+) -> None:
+    key = new_id()
+    async with other_replica(make_settings, connections, recorded) as other:
+        running = asyncio.create_task(other("blocked_write", idempotency_key=key))
+        await asyncio.to_thread(other.service.started.wait)
+        waiting = asyncio.create_task(rig("blocked_write", idempotency_key=key))
+        while not rig.router.in_flight:
+            await asyncio.wait({waiting}, timeout=0.01)
+        await rig.router.drain(0)
+        assert code(await waiting) == "UNAVAILABLE"
+        other.service.gate.set()
+        assert data(await running) == "late"
+    assert rig.service.runs == []
 
 
 async def test_events_of_a_keyed_call_have_stable_ids(rig: Rig) -> None:
@@ -451,7 +490,7 @@ async def test_without_redis_a_keyed_write_is_refused_and_a_plain_one_runs(
     async with Connections(settings, recorded.telemetry) as connections:
         router = Router(settings, recorded.telemetry, Idempotency(settings, connections, recorded.telemetry), publish)
         service = Sample()
-        router.add(service, "sample")
+        router.table.add(service, "sample")
         rig = Rig(router, service, [])
         await own_valkey.kill()
         answer = await rig("write", 1, idempotency_key=new_id())
@@ -459,7 +498,29 @@ async def test_without_redis_a_keyed_write_is_refused_and_a_plain_one_runs(
         assert answer.reply.error.retry_after_ms  # type: ignore[union-attr]
         assert service.runs == []
         assert data(await rig("write", 1)) == 1
-        router.close()
+        router.table.close()
+
+
+async def test_a_refusal_of_redis_is_an_answer(
+    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+    async with (
+        Connections(settings, recorded.telemetry) as connections,
+        other_replica(lambda **_: settings, connections, recorded) as rig,
+    ):
+        await connections.commands.config_set("min-replicas-to-write", 1)
+        refused = await rig("write", 1, idempotency_key=new_id())
+        assert (code(refused), rig.service.runs) == ("UNAVAILABLE", [])
+        await connections.commands.config_set("min-replicas-to-write", 0)
+
+        key = new_id()
+        running = asyncio.create_task(rig("blocked_write", idempotency_key=key))
+        await asyncio.to_thread(rig.service.started.wait)
+        await connections.commands.config_set("min-replicas-to-write", 1)
+        rig.service.gate.set()
+        assert data(await running) == "late"  # it is done, and said so; Redis will hear of it later
+        await connections.commands.config_set("min-replicas-to-write", 0)
 
 
 # -- bulkhead
@@ -467,7 +528,7 @@ async def test_without_redis_a_keyed_write_is_refused_and_a_plain_one_runs(
 
 async def test_a_full_namespace_refuses_and_releases_the_lease(released: Rig) -> None:
     blocked = [asyncio.create_task(released("blocked_read")) for _ in range(4)]  # 2 run, 2 wait
-    while released.router.busy_threads() < 2 or released.router.in_flight < 4:
+    while released.router.table.busy_threads() < 2 or released.router.in_flight < 4:
         await asyncio.wait(blocked, timeout=0.01)
     key = new_id()
     answer = await released("blocked_write", idempotency_key=key)
@@ -480,7 +541,7 @@ async def test_a_full_namespace_refuses_and_releases_the_lease(released: Rig) ->
 
 async def test_waiting_for_a_slot_counts_against_the_deadline(released: Rig) -> None:
     blocked = [asyncio.create_task(released("blocked_read")) for _ in range(2)]
-    while released.router.busy_threads() < 2:
+    while released.router.table.busy_threads() < 2:
         await asyncio.wait(blocked, timeout=0.01)
     assert code(await released("blocked_read", timeout_ms=50)) == "DEADLINE_EXCEEDED"
     released.service.gate.set()
@@ -508,11 +569,11 @@ async def test_interceptors_run_in_order_around_the_method(
     settings = make_settings()
     records = Idempotency(settings, connections, recorded.telemetry)
     router = Router(settings, recorded.telemetry, records, publish, [interceptor("outer"), interceptor("inner")])
-    router.add(Sample(), "sample")
+    router.table.add(Sample(), "sample")
     answer = await Rig(router, Sample(), [])("echo", "x")
     assert data(answer) == "outer(inner(x))"
     assert seen == ["outer SAMPLE.echo {'value': 'x'}", "inner SAMPLE.echo {'value': 'x'}"]
-    router.close()
+    router.table.close()
 
 
 async def test_log_lines_say_what_and_never_with_what(rig: Rig, recorded: Recorded) -> None:

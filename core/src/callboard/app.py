@@ -111,7 +111,7 @@ class Callboard:
             for service in plugin.services:
                 service.host = self.host
                 try:
-                    self.router.add(service, plugin.name)
+                    self.router.table.add(service, plugin.name)
                     self.listeners.declare(service.namespace, service)
                 except TypeError as error:
                     self.plugins.quarantine(plugin, reason_of(error), error)
@@ -122,7 +122,7 @@ class Callboard:
 
     def _silence(self, plugin: Plugin) -> None:
         for namespace in plugin.namespaces():
-            self.router.quarantine(namespace)
+            self.router.table.quarantine(namespace)
             self.listeners.withdraw(namespace)
 
     def _build_asgi(self) -> Starlette:
@@ -158,7 +158,7 @@ class Callboard:
         async with AsyncExitStack() as stack:
             stack.callback(log.info, "service_stop")
             stack.callback(self.lifecycle.stopped)
-            stack.callback(self.router.close)
+            stack.callback(self.router.table.close)
             await stack.enter_async_context(self.connections)
             await stack.enter_async_context(self.bus)
             await stack.enter_async_context(self.presence)

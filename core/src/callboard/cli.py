@@ -254,7 +254,7 @@ def _show_table(callboard: Any, port: int) -> None:
     for name, value in rows:
         click.echo(f"  {click.style(name.ljust(10), bold=True)} {value}")
     for plugin in callboard.plugins.all:
-        methods = sum(len(callboard.router.methods_of(namespace)) for namespace in plugin.namespaces())
+        methods = sum(len(callboard.router.table.methods_of(namespace)) for namespace in plugin.namespaces())
         state = "ready" if plugin.state == "ready" else f"{plugin.state}: {plugin.error}"
         state = click.style(state, fg="green" if plugin.state == "ready" else "red")
         label = click.style("plugin".ljust(10), bold=True)

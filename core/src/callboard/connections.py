@@ -48,6 +48,11 @@ _UNAVAILABLE = (
     OSError,
 )
 
+_PASSING = frozenset(
+    {"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN", "UNKILLABLE"}
+)
+"""First words of refusals that say nothing of the command: the same one may be served a moment later."""
+
 
 class Connections:
     """The clients of one app. `commands` and `publisher` may be replaced by new ones: ask for them at every use.
@@ -234,6 +239,12 @@ def redis_errors(connections: Connections) -> Iterator[None]:
     try:
         yield
     except _UNAVAILABLE as error:
+        connections._note(error)
+        raise Unavailable("Redis cannot serve this now.") from error
+    except redis.ResponseError as error:
+        refusal = str(error).rpartition("caused error: ")[2].lstrip("('\"")  # a pipeline's errors are quoted
+        if refusal.partition(" ")[0] not in _PASSING:
+            raise
         connections._note(error)
         raise Unavailable("Redis cannot serve this now.") from error
     connections._note(None)

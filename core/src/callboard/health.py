@@ -152,7 +152,7 @@ class Health:
             "namespaces": [
                 {
                     "namespace": namespace,
-                    "methods": self._router.methods_of(namespace),
+                    "methods": self._router.table.methods_of(namespace),
                     "listeners": [
                         spec.name for s in plugin.services if s.namespace == namespace for spec in s.listeners()
                     ],

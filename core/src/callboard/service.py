@@ -44,6 +44,7 @@ class Method:
     effect: Effect = "write"
     retry_safe: bool = False
     timeout_s: float | None = None
+    keyed: bool = True
     aliases: tuple[str, ...] = ()
 
 
@@ -51,7 +52,12 @@ class Method:
 def method(function: F, /) -> F: ...
 @overload
 def method(
-    *, effect: Effect = ..., retry_safe: bool = ..., timeout_s: float | None = ..., aliases: tuple[str, ...] = ...
+    *,
+    effect: Effect = ...,
+    retry_safe: bool = ...,
+    timeout_s: float | None = ...,
+    keyed: bool = ...,
+    aliases: tuple[str, ...] = ...,
 ) -> Callable[[F], F]: ...
 def method(
     function: F | None = None,
@@ -60,6 +66,7 @@ def method(
     effect: Effect = "write",
     retry_safe: bool = False,
     timeout_s: float | None = None,
+    keyed: bool = True,
     aliases: tuple[str, ...] = (),
 ) -> F | Callable[[F], F]:
     """Make a function callable as `NAMESPACE.name`.
@@ -67,10 +74,12 @@ def method(
     `effect`: a `read` changes nothing and ignores idempotency keys; a `write` honours them.
     `retry_safe`: running it twice ends in the same state, so an interrupted call may be run again.
     `timeout_s`: a cap on the caller's deadline, seconds.
+    `keyed`: false for a write that is meant each time it is sent, such as a heartbeat: its key is ignored, since some
+    clients make the key of the arguments alone, and a replay would answer without doing anything.
     """
 
     def mark(function: F) -> F:
-        setattr(function, _MARK, Method(effect, retry_safe, timeout_s, aliases))
+        setattr(function, _MARK, Method(effect, retry_safe, timeout_s, keyed, aliases))
         return function
 
     return mark if function is None else mark(function)

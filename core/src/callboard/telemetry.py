@@ -106,14 +106,14 @@ class Metrics:
 
 
 class Telemetry:
-    """The log and the metrics of one app."""
+    """The log and the metrics of one app. Readable logs, dev mode's, also show the lines of level debug."""
 
     def __init__(
         self, *, replica: str, readable: bool = False, debug: bool = False, stream: TextIO | None = None
     ) -> None:
         self.metrics = Metrics()
         self.debug = debug
-        self.log = make_log(stream or sys.stdout, readable=readable, debug=debug).bind(replica=replica)
+        self.log = make_log(stream or sys.stdout, readable=readable, debug=debug or readable).bind(replica=replica)
 
     def user(self, uid: str | None) -> str | None:
         """A user's id as logs may show it: hashed, unless LISTENERS_DEBUG."""

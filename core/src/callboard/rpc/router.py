@@ -1,56 +1,30 @@
 """A Call in, an Answer out.
 
-    credential (gateway) → deadline → look-up → the credential's patterns → arguments → idempotency → bulkhead → method
-
-The table is built once, at start; a call costs one look-up in it, and a client's text never reaches `getattr`.
+credential (gateway) → deadline → look-up → the credential's patterns → arguments → idempotency → bulkhead → method
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from callboard.credentials import Credential
-from callboard.errors import (
-    CallError,
-    Cancelled,
-    ConfigurationError,
-    DeadlineExceeded,
-    Internal,
-    MethodNotFound,
-    OutcomeUnknown,
-    PermissionDenied,
-    Unavailable,
-)
+from callboard.errors import CallError, Cancelled, DeadlineExceeded, Internal, OutcomeUnknown, Unavailable
 from callboard.hookspecs import Interceptor, Next
-from callboard.messages import NAMESPACE, Call, ErrorBody, Reply, encode, new_id
-from callboard.rpc.binding import Binding
-from callboard.rpc.bulkhead import Bulkhead, EscapedFromMethod, Slot
+from callboard.messages import Call, ErrorBody, Reply, encode, new_id
+from callboard.rpc.bulkhead import EscapedFromMethod, Slot
 from callboard.rpc.idempotency import Claim, Idempotency, StoredAnswer, fingerprint_of, record_of
-from callboard.service import Context, Method, Publish, Service, current_context
+from callboard.rpc.table import Endpoint, Table
+from callboard.service import Context, Publish, current_context
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry, where_raised
 
 DEFAULT_TIMEOUT_MS = 120_000
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One row of the table: a method, ready to be called."""
-
-    name: str
-    namespace: str
-    plugin: str
-    function: Callable[..., Any]
-    declared: Method
-    binding: Binding
-    bulkhead: Bulkhead
-    on_thread: bool
+_LAST_MOMENT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -74,7 +48,7 @@ class Answer:
 
 
 class Router:
-    """The table of methods and the way through it."""
+    """The way of a call through the table of methods."""
 
     def __init__(
         self,
@@ -84,81 +58,43 @@ class Router:
         publish: Publish,
         interceptors: Sequence[Interceptor] = (),
     ) -> None:
-        self._settings = settings
+        self.table = Table(settings)
+        self.in_flight = 0
+        self._max_timeout_s = settings.max_timeout_ms / 1000
         self._telemetry = telemetry
         self._log = telemetry.log
         self._idempotency = idempotency
         self._publish = publish
-        self._table: dict[str, Endpoint] = {}
-        self._bulkheads: dict[str, Bulkhead] = {}
-        self._quarantined: set[str] = set()
         self._running: set[asyncio.Task[Any]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._chain: Next = _execute
         for interceptor in reversed(interceptors):
             self._chain = partial(_step, interceptor, self._chain)
-        self.in_flight = 0
-
-    # -- the table
-
-    def add(self, service: Service, plugin: str) -> None:
-        """Put a service's methods into the table, all or none. A clash is a ConfigurationError naming both culprits."""
-        namespace = getattr(service, "namespace", "")
-        if not NAMESPACE.fullmatch(namespace):
-            raise ConfigurationError(f"{plugin}: the namespace {namespace!r} must match {NAMESPACE.pattern}")
-        if namespace in self._bulkheads:
-            raise ConfigurationError(f"{namespace} is declared by {self._plugin_of(namespace)} and by {plugin}")
-        bulkhead = Bulkhead(
-            namespace, concurrency=self._settings.namespace_concurrency, threads=self._settings.namespace_threads
-        )
-        rows: dict[str, Endpoint] = {}
-        for name, function, declared in service.methods():
-            for full in (f"{namespace}.{name}", *(a if "." in a else f"{namespace}.{a}" for a in declared.aliases)):
-                owner = rows.get(full) or self._table.get(full)
-                if owner is not None:
-                    raise ConfigurationError(f"{full} is declared by {owner.plugin} and by {plugin}")
-                rows[full] = _endpoint(full, namespace, plugin, function, declared, bulkhead)
-        self._table.update(rows)
-        self._bulkheads[namespace] = bulkhead
-
-    def _plugin_of(self, namespace: str) -> str:
-        return next((e.plugin for e in self._table.values() if e.namespace == namespace), "another plugin")
-
-    def quarantine(self, namespace: str) -> None:
-        """Answer every call of this namespace with UNAVAILABLE."""
-        self._quarantined.add(namespace)
-
-    def methods_of(self, namespace: str) -> list[str]:
-        return sorted(name for name, endpoint in self._table.items() if endpoint.namespace == namespace)
-
-    def endpoints(self) -> dict[str, Endpoint]:
-        return dict(self._table)
-
-    # -- a call
 
     async def call(self, call: Call, credential: Credential, *, traceparent: str | None = None) -> Answer:
-        """Run a call; never raises for what a caller or a method did wrong: the reply says it."""
+        """Run a call; never raises for what a caller, a method or Redis did wrong: the reply says it."""
         started = time.monotonic()
-        timeout_ms = min(call.timeout_ms or DEFAULT_TIMEOUT_MS, self._settings.max_timeout_ms)
-        deadline = started + timeout_ms / 1000
+        endpoint = self.table.get(call.method)
+        namespace, method = (endpoint.namespace, endpoint.name) if endpoint else ("unknown", "unknown")
         trace_id = call.trace_id or new_id()
-        namespace = call.method.partition(".")[0] if call.method in self._table else "unknown"
         log = self._log.bind(trace_id=trace_id, method=call.method[:200], namespace=namespace)
         log.debug("rpc_call", uid=self._telemetry.user(call.user_id))
         self.in_flight += 1
+        self._idle.clear()
         try:
-            endpoint = self._look_up(call.method, credential)
-            data, replayed = await self._dispatch(endpoint, call, credential, trace_id, traceparent, deadline)
-            answer = Answer(Reply.success(data, trace_id), replayed)
-        except _Replayed as stored:
-            answer = Answer(Reply(False, error=stored.error, trace_id=trace_id), replayed=True)
+            answer = await self._answer(call, credential, trace_id, traceparent, started)
         except CallError as error:
             answer = Answer(Reply.failure(error, trace_id))
+        except Exception as error:  # noqa: BLE001 - ours or Redis's: a call has an answer all the same
+            answer = Answer(Reply.failure(self._internal(method, namespace, trace_id, error), trace_id))
         finally:
             self.in_flight -= 1
+            if not self.in_flight:
+                self._idle.set()
         duration = time.monotonic() - started
         code = answer.reply.code
-        known = call.method if call.method in self._table else "unknown"
-        self._telemetry.metrics.rpc_duration.labels(namespace, known, code).observe(duration)
+        self._telemetry.metrics.rpc_duration.labels(namespace, method, code).observe(duration)
         fields: dict[str, Any] = {"uid": self._telemetry.user(call.user_id), "duration_ms": round(duration * 1000, 2)}
         if answer.replayed:
             fields["replayed"] = True
@@ -168,30 +104,15 @@ class Router:
             log.info("rpc_error", code=code, **fields)
         return answer
 
-    def _look_up(self, method: str, credential: Credential) -> Endpoint:
-        endpoint = self._table.get(method)
-        namespace = endpoint.namespace if endpoint else method.partition(".")[0]
-        if namespace in self._quarantined:
-            raise Unavailable(f"The namespace {namespace} is out of service.", retry_after_ms=30_000)
-        if endpoint is None:
-            raise MethodNotFound
-        if not credential.allows(method):
-            raise PermissionDenied
-        return endpoint
-
-    async def _dispatch(
-        self,
-        endpoint: Endpoint,
-        call: Call,
-        credential: Credential,
-        trace_id: str,
-        traceparent: str | None,
-        deadline: float,
-    ) -> tuple[bytes, bool]:
-        if endpoint.declared.timeout_s is not None:
-            deadline = min(deadline, time.monotonic() + endpoint.declared.timeout_s)
+    async def _answer(
+        self, call: Call, credential: Credential, trace_id: str, traceparent: str | None, started: float
+    ) -> Answer:
+        timeout_s = min((call.timeout_ms or DEFAULT_TIMEOUT_MS) / 1000, self._max_timeout_s)
+        endpoint = self.table.look_up(call.method, credential)
+        declared = endpoint.declared
+        deadline = started + (timeout_s if declared.timeout_s is None else min(timeout_s, declared.timeout_s))
         arguments = endpoint.binding.bind(call.args, call.kwargs)
-        keyed = endpoint.declared.effect == "write" and call.idempotency_key is not None
+        keyed = declared.effect == "write" and declared.keyed and call.idempotency_key is not None
         record = record_of(credential.name, call, endpoint.name) if keyed else None
         context = Context(
             self._publish, asyncio.get_running_loop(), method=endpoint.name, caller=credential.name,
@@ -199,18 +120,19 @@ class Router:
             deadline=deadline, record=record,
         )  # fmt: skip
         if record is None:
-            return await self._until(deadline, self._invoke(endpoint, arguments, context, deadline)), False
+            work = self._run(endpoint, arguments, context, deadline)
+            return Answer(Reply.success(await self._await_until(deadline, work), trace_id))
         claimed = await self._idempotency.claim(
-            record, fingerprint_of(call), retry_safe=endpoint.declared.retry_safe, deadline=deadline
+            record, fingerprint_of(call), retry_safe=declared.retry_safe, deadline=deadline
         )
         if isinstance(claimed, StoredAnswer):
-            return _replay(claimed), True
-        work = self._invoke_and_store(endpoint, arguments, context, deadline, claimed)
-        return await self._until(deadline, work, runs_on=True), False
+            return Answer(_replay(claimed, trace_id), replayed=True)
+        work = self._run_keyed(endpoint, arguments, context, deadline, claimed)
+        return Answer(Reply.success(await self._await_until(deadline, work, runs_on=True), trace_id))
 
-    async def _until(self, deadline: float, work: Any, *, runs_on: bool = False) -> bytes:
-        """Await `work` until the deadline; then it is cancelled, or left to run on as an owned task."""
-        task: asyncio.Task[bytes] = asyncio.create_task(work)
+    async def _await_until(self, deadline: float, work: Coroutine[Any, Any, bytes], *, runs_on: bool = False) -> bytes:
+        """Await `work` until the deadline; then it is cancelled, or left to run on as a task of the router's."""
+        task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
         try:
@@ -232,7 +154,7 @@ class Router:
         if not task.cancelled():
             task.exception()  # looked at: its caller may have left at the deadline
 
-    async def _invoke_and_store(
+    async def _run_keyed(
         self, endpoint: Endpoint, arguments: dict[str, Any], context: Context, deadline: float, claim: Claim
     ) -> bytes:
         """A keyed write: its outcome is stored, whoever still waits for it."""
@@ -242,15 +164,15 @@ class Router:
             await self._idempotency.forget(claim)
             raise
         try:
-            async with asyncio.timeout(None if endpoint.on_thread else self._settings.max_timeout_ms / 1000):
-                data = await self._run(endpoint, arguments, context, slot)
+            # A thread cannot be stopped: however late it ends, its answer is stored.
+            async with asyncio.timeout(None if endpoint.on_thread else self._max_timeout_s):
+                data = await self._run_in(slot, endpoint, arguments, context)
         except (TimeoutError, asyncio.CancelledError):
             unknown = OutcomeUnknown()
             await self._idempotency.finish(claim, _stored_error(unknown))
             raise unknown from None
         except CallError as error:
-            passing = isinstance(error, Unavailable | Cancelled)
-            if passing and endpoint.declared.retry_safe:
+            if isinstance(error, Unavailable | Cancelled) and endpoint.declared.retry_safe:
                 await self._idempotency.forget(claim)
             else:
                 await self._idempotency.finish(claim, _stored_error(error))
@@ -258,11 +180,11 @@ class Router:
         await self._idempotency.finish(claim, StoredAnswer(True, data=Reply.success(data).data))
         return data
 
-    async def _invoke(self, endpoint: Endpoint, arguments: dict[str, Any], context: Context, deadline: float) -> bytes:
+    async def _run(self, endpoint: Endpoint, arguments: dict[str, Any], context: Context, deadline: float) -> bytes:
         slot = await endpoint.bulkhead.enter(on_thread=endpoint.on_thread, deadline=deadline)
-        return await self._run(endpoint, arguments, context, slot)
+        return await self._run_in(slot, endpoint, arguments, context)
 
-    async def _run(self, endpoint: Endpoint, arguments: dict[str, Any], context: Context, slot: Slot) -> bytes:
+    async def _run_in(self, slot: Slot, endpoint: Endpoint, arguments: dict[str, Any], context: Context) -> bytes:
         """The method between its interceptors, its result encoded; whatever it raises becomes a CallError."""
         current_context.set(context)
         in_flight = self._telemetry.metrics.rpc_in_flight.labels(endpoint.namespace)
@@ -274,80 +196,60 @@ class Router:
         except (CallError, asyncio.CancelledError):
             raise
         except BaseException as error:  # SystemExit and its like must not end the service
-            raise self._internal(endpoint, context, error) from error
+            raise self._internal(endpoint.name, endpoint.namespace, context.trace_id, error) from error
         finally:
             in_flight.dec()
             slot.leave()
 
-    def _internal(self, endpoint: Endpoint, context: Context, error: BaseException) -> Internal:
+    def _internal(self, method: str, namespace: str, trace_id: str | None, error: BaseException) -> Internal:
         log_id = new_id()[:16]
         cause = error.__cause__ if isinstance(error, EscapedFromMethod) and error.__cause__ else error
         self._log.error(
-            "rpc_error", log_id=log_id, trace_id=context.trace_id, method=endpoint.name, namespace=endpoint.namespace,
-            code="INTERNAL", **where_raised(cause),
+            "rpc_error", log_id=log_id, trace_id=trace_id, method=method, namespace=namespace, code="INTERNAL",
+            **where_raised(cause),
         )  # fmt: skip
         return Internal(details={"log_id": log_id})
 
-    # -- the end
-
     async def drain(self, timeout_s: float) -> None:
-        """Let calls in flight finish; then interrupt them: keyed writes are stored with an unknown outcome."""
-        if self._running:
-            await asyncio.wait(set(self._running), timeout=timeout_s)
+        """Let calls finish; then interrupt them: keyed writes are stored with an unknown outcome, and none begins."""
+        until = time.monotonic() + timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            self._log.warning("service_drain", interrupted_calls=self.in_flight)
+        if self._running:  # keyed writes whose callers left at their deadline
+            await asyncio.wait(set(self._running), timeout=max(0.0, until - time.monotonic()))
+        self._idempotency.stop_claiming()
         for task in set(self._running):
             task.cancel()
         if self._running:
-            await asyncio.wait(set(self._running), timeout=5)
-
-    def busy_threads(self) -> int:
-        return sum(bulkhead.busy_threads for bulkhead in self._bulkheads.values())
-
-    def close(self) -> None:
-        for bulkhead in self._bulkheads.values():
-            bulkhead.close()
+            await asyncio.wait(set(self._running), timeout=_LAST_MOMENT_S)
+        try:
+            async with asyncio.timeout(_LAST_MOMENT_S):
+                await self._idle.wait()
+        except TimeoutError:
+            self._log.error("service_drain", abandoned_calls=self.in_flight)
 
 
-class _Replayed(Exception):
-    """A stored failure, on its way to the caller as it was."""
-
-    def __init__(self, error: ErrorBody) -> None:
-        self.error = error
-
-
-def _replay(stored: StoredAnswer) -> bytes:
+def _replay(stored: StoredAnswer, trace_id: str) -> Reply:
     if not stored.kept:
-        raise _Replayed(ErrorBody("FAILED_PRECONDITION", "The call is done; its answer was too large to be kept."))
-    if isinstance(stored.error, ErrorBody):
-        raise _Replayed(stored.error)
-    return bytes(stored.data)  # type: ignore[arg-type]
+        error = ErrorBody("FAILED_PRECONDITION", "The call is done; its answer was too large to be kept.")
+        return Reply(False, error=error, trace_id=trace_id)
+    return Reply(stored.ok, data=stored.data, error=stored.error, trace_id=trace_id)
 
 
 def _stored_error(error: CallError) -> StoredAnswer:
     return StoredAnswer(False, error=Reply.failure(error).error)
 
 
-def _endpoint(
-    full: str, namespace: str, plugin: str, function: Callable[..., Any], declared: Method, bulkhead: Bulkhead
-) -> Endpoint:
-    name = full.partition(".")[2]
-    if name.startswith("_") or "__" in name or not name.isidentifier():
-        raise ConfigurationError(f"{plugin}: {full} cannot be a method: its name is private or not an identifier")
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise ConfigurationError(f"{plugin}: {full} is a generator; a method returns one value")
-    on_thread = not inspect.iscoroutinefunction(function)
-    return Endpoint(full, namespace, plugin, function, declared, Binding(function), bulkhead, on_thread)
-
-
 async def _execute(invocation: Invocation) -> Any:
+    """The end of the chain: the method itself."""
     endpoint = invocation.endpoint
-    bound = partial(_apply, endpoint, invocation.arguments)
     if endpoint.on_thread:
-        return await endpoint.bulkhead.run_on_thread(invocation.slot, bound)
-    return await bound()
-
-
-def _apply(endpoint: Endpoint, arguments: dict[str, Any]) -> Any:
-    return endpoint.binding.apply(endpoint.function, arguments)
+        call = partial(endpoint.apply, invocation.arguments)
+        return await endpoint.bulkhead.run_on_thread(invocation.slot, call)
+    return await endpoint.apply(invocation.arguments)
 
 
 async def _step(interceptor: Interceptor, following: Next, invocation: Invocation) -> Any:
