@@ -3,13 +3,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 from support import Recorded
 
 from callboard.connections import Connections
 from callboard.errors import Unavailable
-from callboard.fleet.leases import Lease, Leases
+from callboard.fleet.leases import _INDEX_DROP, _INDEX_TAKE_DUE, INDEX, Lease, Leases
 from callboard.messages import new_id
 from callboard.settings import Settings
 from callboard_local import ValkeyServer
@@ -216,16 +219,100 @@ async def test_a_server_that_lost_its_scripts_is_taught_them(
     assert await lease.renew()
 
 
-async def test_sweeping_buries_expired_leases_alone(leases: Leases, key: str, connections: Connections) -> None:
-    held = await leases.acquire(f"{key}:held", "owner", LONG_S)
-    expired = await leases.acquire(f"{key}:expired", "owner", LONG_S)
-    assert held
-    assert expired
-    await connections.commands.hset(f"{key}:expired", "expires", "1")
-    assert await leases.sweep(f"{key}:*") == 1
-    assert await leases.sweep(f"{key}:*") == 0
+class Swept:
+    """A server of this test's own, whose index is swept."""
+
+    def __init__(self, leases: Leases) -> None:
+        self.leases = leases
+        self.redis: Any = leases._connections.commands
+
+    async def let_expire(self, *keys: str) -> None:
+        for key in keys:
+            await self.redis.hset(key, "expires", "1")
+
+    async def make_due(self) -> None:
+        for key in await self.redis.zrange(INDEX, 0, -1):
+            await self.redis.zadd(INDEX, {key: 1})
+
+    async def indexed(self) -> set[str]:
+        return {key.decode() for key in await self.redis.zrange(INDEX, 0, -1)}
+
+
+@pytest.fixture
+def swept(own_leases: Leases) -> Swept:
+    return Swept(own_leases)
+
+
+async def check_sweep(swept: Swept) -> None:
+    leases = swept.leases
+    held, expired = await take(leases, "{a}held", "owner"), await take(leases, "{b}expired", "owner")
+    await (await take(leases, "{c}released", "owner")).release()
+    assert await leases.sweep() == 0  # nothing is due before a TTL has passed
+    await swept.let_expire("{b}expired")
+    await swept.make_due()
+    assert await swept.redis.pttl("{b}expired") == -1
+    assert await leases.sweep() == 1
+    assert await swept.redis.pttl("{b}expired") > 0
+    assert await swept.indexed() == {"{a}held"}
     assert await held.renew()
-    assert await connections.commands.pttl(f"{key}:expired") > 0
-    successor = await leases.acquire(f"{key}:expired", "next", LONG_S)
-    assert successor
+    assert not await expired.renew()
+    successor = await take(leases, "{b}expired", "next")
     assert successor.fence > expired.fence
+    assert await swept.indexed() == {"{a}held", "{b}expired"}
+
+
+async def test_sweeping_buries_expired_leases_alone(swept: Swept) -> None:
+    await check_sweep(swept)
+
+
+async def test_sweeping_on_a_cluster(recorded: Recorded) -> None:
+    with ValkeyServer(args=["--cluster-enabled", "yes"]) as server:
+        async with Redis(host=server.host, port=server.port) as client:
+            await client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(20):
+                while b"cluster_state:ok" not in await client.execute_command("CLUSTER", "INFO"):  # type: ignore[no-untyped-call]
+                    await asyncio.sleep(0.01)
+        settings = Settings(redis_host=server.host, redis_port=server.port, redis_cluster="true")
+        async with Connections(settings, recorded.telemetry) as connections:
+            await check_sweep(Swept(Leases(connections)))
+
+
+async def test_there_is_no_lease_without_an_entry_for_the_sweep(swept: Swept) -> None:
+    await swept.redis.set(INDEX, "not an index")
+    with pytest.raises(ResponseError):
+        await swept.leases.acquire("key", "owner", LONG_S)
+    assert await swept.leases.owner("key") is None
+    await swept.redis.delete(INDEX)
+    await take(swept.leases, "key", "owner")
+    assert await swept.leases.acquire("key", "other", LONG_S) is None
+    assert await swept.indexed() == {"key"}
+
+
+async def test_many_are_swept_by_several_replicas_at_once_and_each_is_buried_once(swept: Swept) -> None:
+    keys = [f"lease-{number}" for number in range(450)]  # more than two batches
+    for key in keys:
+        await take(swept.leases, key, "owner")
+    await swept.let_expire(*keys[:-1])
+    await swept.make_due()
+    buried = await asyncio.gather(*(swept.leases.sweep() for _ in range(4)))
+    assert sum(buried) == len(keys) - 1
+    assert await swept.indexed() == {keys[-1]}
+    await swept.let_expire(keys[-1])
+    assert await swept.leases.sweep() == 0  # looked at a moment ago
+
+
+async def test_a_lease_that_is_taken_during_a_sweep_stays_in_the_index(swept: Swept) -> None:
+    """A sweep that found a tombstone must not drop the entry that the next tenure has made meanwhile."""
+    await (await take(swept.leases, "key", "owner")).release()
+    await swept.make_due()
+    again, due = await swept.leases._run(_INDEX_TAKE_DUE, INDEX, 10, 1_000)
+    assert due == [b"key"]
+    lease = await take(swept.leases, "key", "next")
+    await swept.leases._run(_INDEX_DROP, INDEX, again, *due)
+    assert await swept.indexed() == {"key"}
+
+    await lease.release()
+    await swept.make_due()
+    again, due = await swept.leases._run(_INDEX_TAKE_DUE, INDEX, 10, 1_000)
+    await swept.leases._run(_INDEX_DROP, INDEX, again, *due)  # the control: nothing came between
+    assert await swept.indexed() == set()

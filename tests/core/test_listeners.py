@@ -136,6 +136,7 @@ async def replica(
     name: str = "one",
     service: Shop | None = None,
     grace_s: float = 0.3,
+    sweep_interval_s: float = 3_600,
     lease_ttl_s: float = LEASE_TTL_S,
     patience: Patience | None = None,
 ) -> AsyncIterator[Replica]:
@@ -151,7 +152,7 @@ async def replica(
         )
         listeners = Listeners(
             settings, telemetry, Leases(connections), presence, bus,
-            lease_ttl_s=lease_ttl_s, scan_interval_s=0.1, grace_s=grace_s,
+            lease_ttl_s=lease_ttl_s, scan_interval_s=0.1, grace_s=grace_s, sweep_interval_s=sweep_interval_s,
             patience=patience or Patience(backoff_min_s=0.05, backoff_max_s=0.2),
         )  # fmt: skip
         listeners.declare("SHOP", shop)
@@ -586,6 +587,23 @@ async def test_sync_publishes_the_snapshot(own_valkey: ValkeyServer, heard: Hear
         await own_valkey.kill()
         with pytest.raises(Unavailable):
             await one.listeners.sync("ann")
+
+
+async def test_what_a_dead_replica_left_of_a_user_who_is_gone_is_swept(own_valkey: ValkeyServer) -> None:
+    lease = f"callboard:lease:listener:{ITEMS}:{{ann}}"
+    async with Redis(host=own_valkey.host, port=own_valkey.port) as client, AsyncExitStack() as stack:
+        one = await stack.enter_async_context(replica(own_valkey))
+        await one.presence.register("ann", "tab")
+        await eventually(lambda: one.listeners.active_count() == 2)
+        await client.hset(lease, "owner", "dead:1")  # so that nobody renews or releases it
+        await one.presence.unregister("tab")
+        await eventually(lambda: not one.listeners.status())
+        assert await client.pttl(lease) == -1
+        await stack.enter_async_context(replica(own_valkey, name="two", sweep_interval_s=0.2))
+        async with asyncio.timeout(20):
+            while await client.pttl(lease) == -1:
+                await asyncio.sleep(0.02)
+        assert await client.hkeys(lease) == [b"fence"]
 
 
 async def test_drain_releases_everything_for_the_next_replica(own_valkey: ValkeyServer, heard: Heard) -> None:

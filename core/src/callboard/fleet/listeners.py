@@ -55,7 +55,10 @@ class Running(NamedTuple):
 
 
 class Listeners:
-    """Times in seconds: `grace_s` is how long a user may be offline before their listeners stop here."""
+    """Times in seconds: `grace_s` is how long a user may be offline before their listeners stop here.
+
+    `sweep_interval_s` is how often this replica looks for leases that nobody released (the replicas share the work).
+    """
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Listeners:
         lease_ttl_s: float = 15.0,
         scan_interval_s: float = 5.0,
         grace_s: float = 10.0,
+        sweep_interval_s: float = 3_600.0,
         patience: Patience | None = None,
     ) -> None:
         self._replica = settings.replica_name()
@@ -78,6 +82,7 @@ class Listeners:
         self._lease_ttl_s = lease_ttl_s
         self._scan_interval_s = scan_interval_s
         self._grace_s = grace_s
+        self._sweep_interval_s = sweep_interval_s
         self._patience = patience or Patience()
         self._declared: dict[str, Declared] = {}
         self._running: dict[tuple[str, str], Running] = {}
@@ -111,6 +116,7 @@ class Listeners:
             self._loops = [
                 asyncio.create_task(self._every(self._lease_ttl_s / 3, self._tick), name="listeners: renew"),
                 asyncio.create_task(self._every(self._scan_interval_s, self._scan), name="listeners: scan"),
+                asyncio.create_task(self._every(self._sweep_interval_s, self._sweep), name="listeners: sweep"),
             ]
         return self
 
@@ -315,6 +321,10 @@ class Listeners:
             if time.monotonic() > until:
                 break
         await self._check_users()
+
+    async def _sweep(self) -> None:
+        """Bury what replicas that died have left of users who did not stay."""
+        await self._leases.sweep(look_again_s=self._sweep_interval_s / 2)
 
     async def _check_users(self) -> None:
         uids = list({uid for uid, _ in self._running})
