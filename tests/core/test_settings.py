@@ -76,3 +76,23 @@ def test_emulator_variables_stop_the_start_outside_dev_mode(name: str) -> None:
 )
 def test_loopback(host: str, own: bool) -> None:
     assert is_loopback(host) is own
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RPC_IDEMP_TTL", "0"),
+        ("LISTENERS_HEARTBEAT_INTERVAL", "0"),
+        ("LISTENERS_MAX_TIMEOUT_MS", "-1"),
+        ("LISTENERS_NAMESPACE_THREADS", "0"),
+        ("LISTENERS_REDIS_PORT", "70000"),
+    ],
+)
+def test_a_value_out_of_range_names_the_variable(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        load(Settings, {**MINIMAL, name: value})
+
+
+def test_a_heartbeat_must_fit_twice_into_the_ttl() -> None:
+    with pytest.raises(ConfigurationError, match="LISTENERS_TTL_SECONDS"):
+        load(Settings, {**MINIMAL, "LISTENERS_HEARTBEAT_INTERVAL": "60"}).check({})

@@ -55,7 +55,8 @@ def test_two_apps_in_one_process_do_not_share_metrics() -> None:
 
 def test_the_readable_form_is_for_people() -> None:
     stream = io.StringIO()
-    Telemetry(replica="r", readable=True, stream=stream).log.info("service_ready", plugins=3)
+    Telemetry(replica="r", readable=True, stream=stream).log.info("service_ready", plugins=3, name="a\x00\x1b[31mb")
+    assert not {"\x00", "\x1b"} & set(stream.getvalue())
     assert "service_ready" in stream.getvalue()
     assert not stream.getvalue().startswith("{")
     assert json.dumps({}) not in stream.getvalue()

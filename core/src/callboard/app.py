@@ -83,15 +83,16 @@ class Callboard:
         self.listeners = Listeners(settings, self.telemetry, Leases(self.connections), self.presence, self.bus)
         self.idempotency = Idempotency(settings, self.connections, self.telemetry)
         self.router = Router(settings, self.telemetry, self.idempotency, self.bus.publish, self._interceptors())
+        tickets = Tickets(settings, self.connections)
         self.websockets = WebSocketGateway(
-            settings=settings, credentials=self.credentials, tickets=Tickets(settings, self.connections), hub=self.hub,
+            settings=settings, credentials=self.credentials, tickets=tickets, hub=self.hub,
             bus=self.bus, presence=self.presence, listeners=self.listeners, lifecycle=self.lifecycle,
             telemetry=self.telemetry,
         )  # fmt: skip
         self._resources = AsyncExitStack()
         self.host = Host(
             settings=settings, environ=environ, telemetry=self.telemetry, connections=self.connections, bus=self.bus,
-            presence=self.presence, listeners=self.listeners, tickets=Tickets(settings, self.connections),
+            presence=self.presence, listeners=self.listeners, tickets=tickets,
             resources=self._resources,
         )  # fmt: skip
         self._compile()
@@ -145,6 +146,7 @@ class Callboard:
             routes=routes, middleware=middleware, exception_handlers=exception_handlers(self.telemetry),
             lifespan=self._lifespan,
         )  # fmt: skip
+        app.router.redirect_slashes = False
         app.state.callboard = self
         return app
 

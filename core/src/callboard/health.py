@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -186,6 +186,3 @@ def _json(body: Any, status: int = 200) -> Response:
 
 def _refusal(error: CallError) -> Response:
     return _json(Reply.failure(error, new_id()), error.http_status)
-
-
-__all__: Sequence[str] = ["Health", "gather_checks"]

@@ -111,7 +111,9 @@ class LibraryLogs(logging.Handler):
         self._log = telemetry.log
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields: dict[str, Any] = {"logger": record.name, "message": without_query(record.getMessage())}
+        # asyncio quotes the exception of a task nobody awaited; an exception's text may hold arguments.
+        message = without_query(record.getMessage()).partition("exception=")[0]
+        fields: dict[str, Any] = {"logger": record.name, "message": message}
         if record.exc_info and record.exc_info[0]:
             fields["error"] = record.exc_info[0].__name__
         self._log.log(record.levelno, "library", **fields)

@@ -48,9 +48,11 @@ class Secret:
         return hash(self._value)
 
 
-def Help(text: str) -> msgspec.Meta:  # noqa: N802 - reads as an annotation
-    """The sentence that explains a field."""
-    return msgspec.Meta(description=text)
+def Help(  # noqa: N802 - reads as an annotation
+    text: str, *, ge: float | None = None, le: float | None = None
+) -> msgspec.Meta:
+    """The sentence that explains a field, and the range of its values."""
+    return msgspec.Meta(description=text, ge=ge, le=le)
 
 
 def variable(name: str, default: Any = None) -> Any:
@@ -139,7 +141,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         bool, Help("127.0.0.1:6379 without TLS or password, whatever the other Redis variables say")
     ] = variable("USE_LOCAL_REDIS", default=False)
     redis_host: Annotated[str, Help("host of Redis or Valkey")] = variable("LISTENERS_REDIS_HOST", default="")
-    redis_port: Annotated[int, Help("port of Redis or Valkey")] = variable("LISTENERS_REDIS_PORT", default=6379)
+    redis_port: Annotated[int, Help("port of Redis or Valkey", ge=1, le=65535)] = variable(
+        "LISTENERS_REDIS_PORT", default=6379
+    )
     redis_username: Annotated[str, Help("ACL user")] = variable("LISTENERS_REDIS_USERNAME", default="")
     redis_password: Annotated[Secret | None, Help("password")] = variable("LISTENERS_REDIS_PASSWORD")
     redis_tls: Annotated[bool, Help("speak TLS")] = variable("LISTENERS_REDIS_TLS", default=False)
@@ -149,7 +153,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     redis_tls_ca: Annotated[str, Help("file with the authority to trust; the system's when empty")] = variable(
         "LISTENERS_REDIS_TLS_CA", default=""
     )
-    redis_db: Annotated[int, Help("database number; 0 in cluster mode")] = variable("LISTENERS_REDIS_DB", default=0)
+    redis_db: Annotated[int, Help("database number; 0 in cluster mode", ge=0)] = variable(
+        "LISTENERS_REDIS_DB", default=0
+    )
     redis_cluster: Annotated[Literal["auto", "true", "false"], Help("cluster mode; auto asks the server")] = variable(
         "LISTENERS_REDIS_CLUSTER", default="auto"
     )
@@ -169,29 +175,31 @@ class Settings(Struct, frozen=True, kw_only=True):
     )
 
     # -- times and limits
-    ttl_s: Annotated[int, Help("seconds a silent session stays online")] = variable("LISTENERS_TTL_SECONDS", default=90)
-    heartbeat_interval_s: Annotated[int, Help("seconds between an open socket's own heartbeats")] = variable(
+    ttl_s: Annotated[int, Help("seconds a silent session stays online", ge=3)] = variable(
+        "LISTENERS_TTL_SECONDS", default=90
+    )
+    heartbeat_interval_s: Annotated[int, Help("seconds between an open socket's own heartbeats", ge=1)] = variable(
         "LISTENERS_HEARTBEAT_INTERVAL", default=30
     )
-    idempotency_ttl_s: Annotated[int, Help("seconds a finished call's answer is kept")] = variable(
+    idempotency_ttl_s: Annotated[int, Help("seconds a finished call's answer is kept", ge=1)] = variable(
         "RPC_IDEMP_TTL", default=900
     )
-    max_body_bytes: Annotated[int, Help("largest request body, bytes")] = variable(
+    max_body_bytes: Annotated[int, Help("largest request body, bytes", ge=1024)] = variable(
         "LISTENERS_MAX_BODY_BYTES", default=1_048_576
     )
-    max_timeout_ms: Annotated[int, Help("cap on a call's deadline, milliseconds")] = variable(
+    max_timeout_ms: Annotated[int, Help("cap on a call's deadline, milliseconds", ge=1)] = variable(
         "LISTENERS_MAX_TIMEOUT_MS", default=600_000
     )
-    max_in_flight: Annotated[int, Help("calls in flight beyond which the replica answers 429")] = variable(
+    max_in_flight: Annotated[int, Help("calls in flight beyond which the replica answers 429", ge=1)] = variable(
         "LISTENERS_MAX_IN_FLIGHT", default=1_000
     )
-    namespace_concurrency: Annotated[int, Help("async calls a namespace runs at a time")] = variable(
+    namespace_concurrency: Annotated[int, Help("async calls a namespace runs at a time", ge=1)] = variable(
         "LISTENERS_NAMESPACE_CONCURRENCY", default=200
     )
-    namespace_threads: Annotated[int, Help("threads for a namespace's sync methods")] = variable(
+    namespace_threads: Annotated[int, Help("threads for a namespace's sync methods", ge=1)] = variable(
         "LISTENERS_NAMESPACE_THREADS", default=16
     )
-    drain_timeout_s: Annotated[float, Help("seconds from SIGTERM to exit")] = variable(
+    drain_timeout_s: Annotated[float, Help("seconds from SIGTERM to exit", ge=1)] = variable(
         "LISTENERS_DRAIN_TIMEOUT_S", default=30.0
     )
 
@@ -214,6 +222,11 @@ class Settings(Struct, frozen=True, kw_only=True):
             raise ConfigurationError(
                 "LISTENERS_REDIS_HOST is not set. Name your Redis or Valkey, set USE_LOCAL_REDIS=true for "
                 "127.0.0.1:6379, or start with: callboard dev"
+            )
+        if self.heartbeat_interval_s * 2 > self.ttl_s:
+            raise ConfigurationError(
+                "LISTENERS_TTL_SECONDS must be at least twice LISTENERS_HEARTBEAT_INTERVAL, "
+                "or one late heartbeat takes a user offline"
             )
         if not (self.dev or self.allow_emulators):
             for name in EMULATOR_VARIABLES:

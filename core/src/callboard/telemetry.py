@@ -136,9 +136,11 @@ def where_raised(error: BaseException) -> dict[str, Any]:
 def make_log(stream: TextIO, *, readable: bool, debug: bool) -> FilteringBoundLogger:
     """A structlog logger that writes to `stream`; nothing global is configured."""
     render: Any = structlog.dev.ConsoleRenderer(colors=stream.isatty()) if readable else _json_line
+    clean = [_printable] if readable else []
     processors = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *clean,
         render,
     ]
     logger: FilteringBoundLogger = structlog.wrap_logger(
@@ -148,6 +150,11 @@ def make_log(stream: TextIO, *, readable: bool, debug: bool) -> FilteringBoundLo
         cache_logger_on_first_use=True,
     )
     return logger
+
+
+def _printable(_: WrappedLogger, __: str, record: EventDict) -> EventDict:
+    """A caller's text must not steer the terminal that shows it; JSON escapes by itself."""
+    return {k: v if not isinstance(v, str) or v.isprintable() else repr(v) for k, v in record.items()}
 
 
 def _json_line(_: WrappedLogger, __: str, record: EventDict) -> str:

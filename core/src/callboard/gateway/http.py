@@ -8,7 +8,8 @@ with `Retry-After` when the replica takes no more work, 415, 413 and 400 for the
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec import Struct
 from starlette.routing import BaseRoute, Route
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from callboard.rpc.router import Router
 
 _BODY_TIMEOUT_S = 30.0
+_LARGE_BODY_BYTES = 64 * 1024
+T = TypeVar("T")
 _REPLAYED: Headers = [(b"idempotent-replayed", b"true")]
 _CLOSE: Headers = [(b"connection", b"close")]
 
@@ -82,6 +85,7 @@ class _Door:
         self._bus = bus
         self._lifecycle = lifecycle
         self._telemetry = telemetry
+        self._large_bodies = asyncio.Semaphore(2)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trace_id = ""
@@ -93,7 +97,7 @@ class _Door:
             self._refuse_work()
             body = await self._read_body(head, receive)
             self._refuse_work()  # again: reading may have taken a while
-            call = self._decode(scope, head, body)
+            call = await self._decode(scope, head, body)
             if call.trace_id is None:
                 call.trace_id = trace_id
             elif 0 < len(call.trace_id) <= 128:  # check() refuses any other, and then it is not echoed
@@ -154,15 +158,14 @@ class _Door:
         except TimeoutError:
             raise BadRequest(f"The body did not arrive within {_BODY_TIMEOUT_S:.0f} s.") from None
 
-    @staticmethod
-    def _decode(scope: Scope, head: _Head, body: bytes) -> Call:
+    async def _decode(self, scope: Scope, head: _Head, body: bytes) -> Call:
         method = scope.get("path_params", {}).get("method")
         if method is None:
-            call = decode_call(body)
+            call = await self._decoded(decode_call, body)
         else:
             call = Call(
                 method=method,
-                kwargs=decode_kwargs(body),
+                kwargs=await self._decoded(decode_kwargs, body),
                 user_id=_text(head.user_id),
                 session_id=_text(head.session_id),
                 timeout_ms=_milliseconds(head.timeout_ms),
@@ -170,6 +173,13 @@ class _Door:
         if call.idempotency_key is None:
             call.idempotency_key = _text(head.idempotency_key)
         return call
+
+    async def _decoded(self, decode: Callable[[bytes], T], body: bytes) -> T:
+        """Decode a body; a large one on a thread, a few at a time: 1 MiB takes a tenth of a second."""
+        if len(body) <= _LARGE_BODY_BYTES:
+            return decode(body)
+        async with self._large_bodies:
+            return await asyncio.to_thread(decode, body)
 
     async def _publish(self, channel: str, answer: bytes, trace_id: str) -> None:
         try:

@@ -109,12 +109,12 @@ class Registry(Service):
         settings = self.host.settings
         return Registered(user_id, session_id, came_online, settings.ttl_s, settings.heartbeat_interval_s)
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=True, keyed=False)
     async def unregister_session(self, session_id: str) -> Unregistered:
         """End a session. The user goes offline only when it was their last."""
         return Unregistered(session_id, await self.host.presence.unregister(session_id))
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=True, keyed=False)
     async def heartbeat(self, session_id: str) -> Alive:
         """Keep a session alive for another TTL. Sessions of open WebSockets do it by themselves."""
         return Alive(session_id, await self.host.presence.heartbeat(session_id))
@@ -136,7 +136,7 @@ class Registry(Service):
         """A page of online users, sorted by id; give its `cursor` to get the next one. None: that was the last."""
         return await self.host.presence.online_users(cursor, limit)
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=True, keyed=False)
     async def sync(self, user_id: str) -> Synced:
         """Read every listener's source and publish the user's state, as sync events, on the user's channels.
 

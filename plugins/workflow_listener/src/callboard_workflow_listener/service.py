@@ -77,7 +77,7 @@ class Workflow(Service):
 
     # -- methods
 
-    @method(effect="write", retry_safe=True, aliases=("LISTENERS.start_workflow_listener_for_job",))
+    @method(effect="write", retry_safe=True, keyed=False, aliases=("LISTENERS.start_workflow_listener_for_job",))
     async def watch_job(self, user_id: str, job_id: str) -> Watching:
         """Listen to this job's documents, and to no others of the user's but those watched already.
 
@@ -86,7 +86,7 @@ class Workflow(Service):
         await self.watched.add(check_identifier(user_id, "user_id"), segment(job_id))
         return await self._watching(user_id)
 
-    @method(effect="write", retry_safe=True, aliases=("LISTENERS.stop_workflow_listener_for_job",))
+    @method(effect="write", retry_safe=True, keyed=False, aliases=("LISTENERS.stop_workflow_listener_for_job",))
     async def unwatch_job(self, user_id: str, job_id: str) -> Watching:
         """Stop watching a job; after the last one, all of the user's jobs are listened to again."""
         await self.watched.remove(check_identifier(user_id, "user_id"), segment(job_id))
