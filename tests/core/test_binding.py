@@ -104,6 +104,8 @@ def test_positions_names_and_defaults() -> None:
         (b"[1]", b'{"a": 2}', "given twice"),
         (b'[1, "x", 3]', b"{}", "at most length 2"),
         (b"[1]", b'{"d": 1}', "unknown field `d`"),
+        (b'["1"]', b"{}", "Expected `int`, got `str` - at `a`"),
+        (b"[1]", b'{"c": "x"}', "Expected `int`, got `str` - at `c`"),
     ],
 )
 def test_what_does_not_fit_is_named(args: bytes, kwargs: bytes, message: str) -> None:

@@ -258,7 +258,9 @@ def _show_table(callboard: Any, port: int) -> None:
         state = "ready" if plugin.state == "ready" else f"{plugin.state}: {plugin.error}"
         state = click.style(state, fg="green" if plugin.state == "ready" else "red")
         label = click.style("plugin".ljust(10), bold=True)
-        click.echo(f"  {label} {', '.join(plugin.namespaces())} ({methods} methods) {state}")
+        click.echo(
+            f"  {label} {', '.join(plugin.namespaces())} ({methods} {'method' if methods == 1 else 'methods'}) {state}"
+        )
     click.echo("")
     sys.stdout.flush()
 

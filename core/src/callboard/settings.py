@@ -15,6 +15,7 @@ Every field names its variable, its default and its help text; a variable that i
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -204,7 +205,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     )
 
     def replica_name(self) -> str:
-        return self.replica or socket.gethostname()
+        """LISTENERS_REPLICA, or the host's name and the process's number: two replicas on one host are two."""
+        return self.replica or f"{socket.gethostname()}-{os.getpid()}"
 
     def redis_address(self) -> tuple[str, int]:
         if self.use_local_redis:

@@ -8,6 +8,7 @@ Decimal, UUID, enum or bytes where the hint says so; an int is accepted for a fl
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from callboard.errors import InvalidArgs
 
+_PLACE = re.compile(r"`\$(?:\[(\d+)\]|\.(\w+))")
 _EMPTY_ARGS = b"[]"
 _EMPTY_KWARGS = b"{}"
 
@@ -47,10 +49,10 @@ class Binding:
         """The method's arguments by name, or InvalidArgs naming the one that does not fit."""
         bound: dict[str, Any] = {}
         if (args_text := bytes(args)) != _EMPTY_ARGS:
-            given = self._decode(self._args, args_text, "args")
+            given = self._decode(self._args, args_text)
             bound = {n: v for n in self._positional if (v := getattr(given, n)) is not UNSET}
         if (kwargs_text := bytes(kwargs)) != _EMPTY_KWARGS:
-            given = self._decode(self._kwargs, kwargs_text, "kwargs")
+            given = self._decode(self._kwargs, kwargs_text)
             for name in given.__struct_fields__:
                 value = getattr(given, name)
                 if value is UNSET:
@@ -73,14 +75,18 @@ class Binding:
         leading = [rest.pop(name) for name in self._positional_only if name in rest]
         return function(*leading, **rest)
 
-    @staticmethod
-    def _decode(decoder: msgspec.json.Decoder[Any], text: bytes, where: str) -> Any:
+    def _decode(self, decoder: msgspec.json.Decoder[Any], text: bytes) -> Any:
         try:
             return decoder.decode(text)
         except msgspec.ValidationError as error:
-            raise InvalidArgs(f"{where}: {error}") from None
+            raise InvalidArgs(_PLACE.sub(self._place, str(error))) from None
         except (msgspec.DecodeError, RecursionError, ValueError, OverflowError):
-            raise InvalidArgs(f"{where}: not valid JSON") from None
+            raise InvalidArgs("The arguments are not valid JSON.") from None
+
+    def _place(self, found: re.Match[str]) -> str:
+        """Where msgspec says `$[1].x` or `$.name.x`, the parameter's name stands: `name.x`."""
+        position, name = found.groups()
+        return "`" + (self._positional[int(position)] if position is not None else name)
 
     def _hint(self, function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
         hint = parameter.annotation
