@@ -188,6 +188,16 @@ async def test_an_owner_that_was_replaced_is_not_heard(hub: Hub, uid: str, recor
     assert recorded.metric("callboard_events_dropped_total", prefix="user:", reason="fenced") == 2
 
 
+async def test_listeners_whose_events_begin_alike_do_not_silence_each_other(hub: Hub, uid: str) -> None:
+    box = outbox(uid)
+    await hub.join(box, [f"user:{uid}"])
+    for n, listener, fence in [(1, "shop.items", 9), (2, "desk.pins", 5), (3, "shop.items", 8), (4, "desk.pins", 5)]:
+        hub.deliver(f"user:{uid}", message(n=n, type="notif.add", uid=uid, listener=listener, fence=fence))
+    hub.deliver(f"user:{uid}", message(n=5, type="notif.add", uid=uid, fence=1))
+    hub.deliver(f"user:{uid}", message(n=6, type="notif.add", uid=uid, listener=["foreign"], fence=1))
+    assert [json.loads(text)["n"] for text in texts(box)] == [1, 2, 4, 5, 6]
+
+
 async def test_fences_take_bounded_memory(bus: Bus, recorded: Recorded) -> None:
     hub = Hub(bus, recorded.telemetry, max_fences=10)
     box = outbox("u")

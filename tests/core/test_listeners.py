@@ -216,6 +216,7 @@ async def test_an_online_user_gets_a_sync_and_then_the_changes(own_valkey: Valke
         [delta] = await heard.until("notif.add")
 
         assert sync["fence"] == delta["fence"] > 0
+        assert sync["listener"] == delta["listener"] == ITEMS
         assert sync["as_of"] <= sync["timestamp"]
         assert "as_of" not in delta
         await heard.until("loud.sync")

@@ -207,6 +207,7 @@ class Event(Struct, kw_only=True, omit_defaults=True):
     timestamp: str = ""
     payload: dict[str, Any]
     fence: int | None = None
+    listener: str | None = None
     as_of: str | None = None
     traceparent: str | None = None
 

@@ -22,6 +22,7 @@ class _Head(msgspec.Struct):
     """What the hub must know of an event; foreign publishers may have put anything there."""
 
     fence: Any = None
+    listener: Any = None
     uid: Any = None
     type: Any = None
     timestamp: Any = None
@@ -44,7 +45,7 @@ class Hub:
         self._telemetry = telemetry
         self._decoder = msgspec.json.Decoder(_Head)
         self._rooms: dict[str, _Room] = {}
-        self._fences: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._fences: OrderedDict[tuple[str, str, str], int] = OrderedDict()
         self._max_fences = max_fences
 
     async def join(self, outbox: Outbox, channels: Iterable[str]) -> None:
@@ -88,9 +89,12 @@ class Hub:
             self._count_dropped(room.label, "not_json")
             return
         segment = head.type.partition(".")[0] if isinstance(head.type, str) else ""
-        if type(head.fence) is int and isinstance(head.uid, str) and self._is_stale(head.uid, segment, head.fence):
-            self._count_dropped(room.label, "fenced")
-            return
+        listener = head.listener if isinstance(head.listener, str) else ""
+        if type(head.fence) is int and isinstance(head.uid, str):
+            # A lease is one listener's: its neighbours' tokens, of events that begin alike, are of other leases.
+            if self._is_stale((head.uid, listener, "" if listener else segment), head.fence):
+                self._count_dropped(room.label, "fenced")
+                return
         sent_at = timestamp(head.timestamp)
         frame = Frame(text, len(data), label=room.label, segment=segment, sent_at=sent_at)
         delivered = 0
@@ -115,9 +119,11 @@ class Hub:
         for frame in frames:
             self._count_dropped(frame.label, reason)
 
-    def _is_stale(self, uid: str, segment: str, fence: int) -> bool:
-        """Whether a later owner of the same listener has been heard; the least recently heard are forgotten."""
-        key = (uid, segment)
+    def _is_stale(self, key: tuple[str, str, str], fence: int) -> bool:
+        """Whether a later owner of the same lease has been heard; the least recently heard are forgotten.
+
+        The key: the user, and the listener or, where an event names none, the first segment of its type.
+        """
         known = self._fences.get(key)
         if known is not None and fence < known:
             return True

@@ -1,6 +1,7 @@
 """One listener of one user, kept alive while this replica holds its lease.
 
-Only what is published under a firm lease leaves the process, stamped with the lease's fence. What cannot leave (the
+Only what is published under a firm lease leaves the process, stamped with the lease's fence
+and the listener's name. What cannot leave (the
 lease is not firm, Redis is away) is never lost silently: it makes a sync due, which is read and published when the
 lease has been renewed, that is, when Redis has answered again. Deltas that come before that sync are covered by it.
 """
@@ -250,7 +251,7 @@ class Supervisor:
         if self._sync_due or not self.lease.is_firm():
             self._sync_due = True
             return
-        event.fence = self.lease.fence
+        event.fence, event.listener = self.lease.fence, self.declared.name
         try:
             await self._bus.publish(event)
         except Unavailable as error:
