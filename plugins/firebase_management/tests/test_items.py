@@ -12,8 +12,9 @@ from google.api_core.datetime_helpers import DatetimeWithNanoseconds
 from google.cloud.firestore import GeoPoint
 
 from callboard import User
+from callboard.messages import encode
 from callboard_firebase_management import notification_item
-from callboard_firebase_management.items import Newest, moment, wire_time
+from callboard_firebase_management.items import MAX_TEXT_BYTES, Newest, moment, wire_time
 
 WRITTEN = datetime(2025, 9, 20, 11, 44, 0, 123_999, tzinfo=UTC)
 
@@ -98,7 +99,8 @@ def test_odd_values_anywhere_leave_every_field_of_its_type(odd: Any) -> None:
         (["message"], '["message"]', ""),
         ('["message"]', '["message"]', ""),
         ('{"message": ', '{"message": ', ""),
-        ("[" * 100_000, "[" * 100_000, ""),
+        ("[" * 8_000, "[" * 8_000, ""),
+        ("[" * 100_000, "[" * (MAX_TEXT_BYTES - 3) + "…", ""),
         (12, "12", ""),
     ],
 )
@@ -147,3 +149,23 @@ def test_newest_leaves_out_what_the_user_may_not_see() -> None:
 
     assert [item["doc_id"] for item in newest.items()] == ["1"]
     assert newest.total == 1
+
+
+@pytest.mark.parametrize("character", ["a", "é", "\0", "😀"])
+def test_an_item_has_a_largest_size_whatever_the_document_holds(character: str) -> None:
+    fields = ("job_id", "file_id", "file_name", "collection_id", "collection_name", "function_name", "status")
+    huge = character * 300_000
+    item = notification_item("doc1", {**dict.fromkeys(fields, huge), "additional_info": {"message": huge}}, WRITTEN)
+
+    assert len(encode(item)) < 100 * 1024
+    for field in (*fields, "additional_info", "info_message"):
+        text = dict(item)[field]
+        assert isinstance(text, str)
+        assert text.endswith("…")
+        assert 8_000 < len(encode(text)) <= MAX_TEXT_BYTES + 2
+    assert item["file_name"].startswith(character)
+
+
+def test_a_text_of_the_largest_size_is_whole() -> None:
+    text = "a" * MAX_TEXT_BYTES
+    assert notification_item("doc1", {"additional_info": text}, WRITTEN)["additional_info"] == text

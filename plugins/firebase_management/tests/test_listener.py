@@ -13,6 +13,7 @@ from google.cloud.firestore import AsyncClient
 from google.cloud.firestore_v1.types import Document, Value, Write
 
 from callboard import Event, User
+from callboard.events.bus import MAX_EVENT_BYTES
 from callboard.messages import encode
 from callboard_firebase_management import FirebaseManagement, NotificationListener, listener
 
@@ -237,3 +238,50 @@ async def test_a_reference_into_another_project_does_not_end_the_stream(
     found = await service.get_document(f"{NOTIFICATIONS}/n1")
     assert found is not None
     assert found["friend"].endswith("clients/charles")
+
+
+async def test_many_ordinary_notifications_fit_into_one_sync(
+    service: FirebaseManagement, client: AsyncClient, listen: Listen
+) -> None:
+    batch = client.batch()
+    for n in range(450):
+        fields = {
+            "read": False,
+            "job_id": f"acme-2025-09-20-job-{n:05}",
+            "file_id": "1a2b3c4d5e6f7g8h9i0j1k2l3m4n5o6p",
+            "file_name": f"Facture Fournisseur SA 2025-{n}.pdf",
+            "collection_id": "acme_space_id_d93472",
+            "collection_name": "Boulangerie du Lac Sàrl",
+            "function_name": "APbookeeper",
+            "status": "completed",
+            "timestamp": START + timedelta(minutes=n),
+            "additional_info": '{"message": "Invoice booked on account 6000, please review the VAT code first"}',
+        }
+        batch.set(client.document(f"{NOTIFICATIONS}/acme-2025-09-20-job-{n:05}"), fields)
+    await batch.commit()
+    next_event = await listen(ADA)
+
+    for sync in (await next_event(), *await make_listener(service).snapshot(ADA)):
+        assert 150 * 1024 < len(encode(sync)) < MAX_EVENT_BYTES - 10_000
+        newest = [f"acme-2025-09-20-job-{449 - n:05}" for n in range(len(shown(sync)))]
+        assert shown(sync) == newest
+        assert len(newest) < 450
+        assert sync.payload["count"] == 450
+
+
+async def test_huge_documents_are_told_all_the_same(
+    service: FirebaseManagement, store: Store, client: AsyncClient, listen: Listen
+) -> None:
+    huge = "x" * 450_000
+    for n in range(3):
+        await store(f"{NOTIFICATIONS}/n{n}", {"read": False, "additional_info": huge})
+    next_event = await listen(ADA)
+
+    for sync in (await next_event(), *await make_listener(service).snapshot(ADA)):
+        assert sorted(shown(sync)) == ["n0", "n1", "n2"]
+        assert len(encode(sync)) < MAX_EVENT_BYTES
+    await client.document(f"{NOTIFICATIONS}/n0").update({"status": huge})
+    update = await next_event()
+    assert update.type == "notif.update"
+    assert update.payload["status"].endswith("x…")
+    assert len(encode(update)) < MAX_EVENT_BYTES

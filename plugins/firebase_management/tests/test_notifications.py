@@ -100,3 +100,16 @@ async def test_bad_users(service: FirebaseManagement, user_id: str) -> None:
             await call
     with pytest.raises(InvalidArgs):
         await service.delete_notifications("ada", "a/b")
+
+
+async def test_newest_first_whatever_kind_the_timestamps_are(service: FirebaseManagement, store: Store) -> None:
+    """Firestore sorts texts above times, however old they are."""
+    for n in range(6):
+        at = START + timedelta(minutes=n)
+        await store(f"{NOTIFICATIONS}/n{n}", {"read": True, "timestamp": at if n % 2 else at.isoformat()})
+
+    for read in (None, True):
+        assert ids(await service.get_notifications("ada", read)) == ["n5", "n4", "n3", "n2", "n1", "n0"]
+        for limit in (1, 2, 3, 4, 5):
+            newest = await service.get_notifications("ada", read, limit)
+            assert ids(newest) == ["n5", "n4", "n3", "n2", "n1"][:limit]

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import pytest
+from google.cloud.firestore_v1.types import Document, Value, Write
 
-from callboard import InvalidArgs
+from callboard import DeadlineExceeded, InvalidArgs
 from callboard_firebase import Firebase, FirebaseSettings
+from callboard_workflow_listener import source as source_module
 from callboard_workflow_listener.source import Source
 from callboard_workflow_listener.tracker import MAX_SYNCED
 
@@ -57,3 +59,43 @@ async def test_an_id_that_could_leave_its_place_is_refused(source: Source, uid: 
         await source.read_collection("..")
     with pytest.raises(InvalidArgs):
         await source.read_documents(uid, ["a/b"])
+
+
+async def test_a_reference_into_another_database_costs_nobody_their_sync(
+    source: Source, firebase: Firebase, jobs: Jobs, uid: str
+) -> None:
+    """Google's own decoder raises for one."""
+    client = firebase.client
+    foreign = "projects/other/databases/(default)/documents/clients/charles"
+    data = Value(map_value={"fields": {"sender": Value(reference_value=foreign)}})
+    document = Document(
+        name=f"{client._database_string}/documents/{jobs.path}/odd",
+        fields={"document": Value(map_value={"fields": {"initial_data": data}})},
+    )
+    await client._firestore_api.commit(
+        request={"database": client._database_string, "writes": [Write(update=document)]}
+    )
+    await jobs.put("plain", {"sender": "Acme"})
+
+    expected = {"odd": {"sender": foreign}, "plain": {"sender": "Acme"}}
+    for events in (await source.read_collection(uid), await source.read_documents(uid, ["odd", "plain"])):
+        assert {event.job_id: event.payload["invoice"] for event in events} == expected
+
+
+async def test_watched_jobs_are_read_with_their_older_documents(source: Source, jobs: Jobs, uid: str) -> None:
+    await jobs.put("a", {"currency": "EUR"})
+    await jobs.put_older("a", {"sender": "Acme"})
+    events = await source.read_documents(uid, ["none", "a"])
+    assert [(event.job_id, event.payload["invoice"]) for event in events] == [
+        ("a", {"currency": "EUR", "sender": "Acme"}),
+        ("none", {}),
+    ]
+    assert all(event.as_of for event in events)
+
+
+async def test_a_read_is_bounded(source: Source, uid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_module, "READ_TIMEOUT_S", 0)
+    with pytest.raises(DeadlineExceeded):
+        await source.read_collection(uid)
+    with pytest.raises(DeadlineExceeded):
+        await source.read_documents(uid, ["a"])

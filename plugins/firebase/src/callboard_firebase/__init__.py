@@ -4,7 +4,9 @@ from callboard_firebase.errors import translate, translated
 from callboard_firebase.firebase import Firebase
 from callboard_firebase.listen import Batch, Change, Document, ListenEngine, ListenOptions, ListenStats
 from callboard_firebase.paths import collection_path, document_path, join, segment
+from callboard_firebase.reads import Read, find, get_document, get_documents, run_query
 from callboard_firebase.settings import FirebaseSettings
+from callboard_firebase.sizes import json_size, shorten
 from callboard_firebase.values import fields_from_wire, from_wire, to_wire
 
 __all__ = [
@@ -16,12 +18,19 @@ __all__ = [
     "ListenEngine",
     "ListenOptions",
     "ListenStats",
+    "Read",
     "collection_path",
     "document_path",
     "fields_from_wire",
+    "find",
     "from_wire",
+    "get_document",
+    "get_documents",
     "join",
+    "json_size",
+    "run_query",
     "segment",
+    "shorten",
     "to_wire",
     "translate",
     "translated",

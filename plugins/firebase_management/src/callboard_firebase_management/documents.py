@@ -13,8 +13,7 @@ import msgspec
 from google.cloud.firestore import SERVER_TIMESTAMP, FieldFilter
 
 from callboard import FailedPrecondition, method
-from callboard_firebase import fields_from_wire, segment, to_wire, translated
-from callboard_firebase_management.reads import find, get
+from callboard_firebase import fields_from_wire, find, get_document, segment, to_wire, translated
 from callboard_firebase_management.store import DELETE_BATCH, BatchSize, FirestoreService, Merge
 
 MAX_FETCHED = 5_000
@@ -65,7 +64,7 @@ class Documents(FirestoreService):
     @method(effect="read")
     async def get_document(self, document_path: str) -> dict[str, Any] | None:
         """The document's fields; null when there is none."""
-        found = (await get(self.client, self.document(document_path).path)).document
+        found = (await get_document(self.client, self.document(document_path).path)).document
         return to_wire(found.data) if found is not None else None
 
     @method(effect="read")
@@ -75,7 +74,7 @@ class Documents(FirestoreService):
         `{"id", "path", "create_time", "update_time", "read_time", "data"}`: the times are ISO 8601 in UTC with
         microseconds, `data` is what `get_document` returns.
         """
-        read = await get(self.client, self.document(document_path).path)
+        read = await get_document(self.client, self.document(document_path).path)
         if (found := read.document) is None:
             return None
         return {

@@ -7,14 +7,18 @@ type: a field that is missing or of an odd type takes its default.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypedDict
 
 import msgspec
 
 from callboard import User
-from callboard_firebase import to_wire
+from callboard_firebase import shorten, to_wire
+
+MAX_TEXT_BYTES = 8 * 1024
+"""Of one text of an item, as JSON. A longer one ends with `…`; `get_document` has it whole. So an item has at most
+100 KiB, and fits into an event (256 KiB), whatever its document holds (up to 1 MiB)."""
 
 
 class Item(TypedDict):
@@ -42,24 +46,24 @@ def notification_item(doc_id: str, data: Mapping[str, Any], written_at: datetime
     `job_id` defaults to the document's id. `info_message` is the `error_message`, else the `message`, inside an
     `additional_info` that is a map or the JSON text of one.
     """
-    file_name = _text(data.get("file_name"), "Document")
-    status = _text(data.get("status"), "info")
-    job_id = _text(data.get("job_id"), doc_id)
+    file_name = _short(data.get("file_name"), "Document")
+    status = _short(data.get("status"), "info")
+    job_id = _short(data.get("job_id"), doc_id)
     additional_info = data.get("additional_info")
     return Item(
         doc_id=doc_id,
         job_id=job_id,
-        file_id=_text(data.get("file_id")),
+        file_id=_short(data.get("file_id")),
         file_name=file_name,
-        collection_id=company_of(data),
-        collection_name=_text(data.get("collection_name")),
-        function_name=_text(data.get("function_name")),
+        collection_id=shorten(company_of(data), MAX_TEXT_BYTES),
+        collection_name=_short(data.get("collection_name")),
+        function_name=_short(data.get("function_name")),
         status=status,
         message=f"{file_name} - {status}",
         url=f"/edit_form/{job_id}",
         read=data.get("read") is True,
         timestamp=wire_time(moment(data, written_at)),
-        additional_info=_info_text(additional_info),
+        additional_info=shorten(_info_text(additional_info), MAX_TEXT_BYTES),
         info_message=_info_message(additional_info),
     )
 
@@ -108,10 +112,10 @@ class Newest:
             heapq.heappushpop(self._heap, entry)
         return True
 
-    def items(self) -> list[Item]:
-        """Newest first; of equal times, the greater document id first."""
-        kept = sorted(self._heap, key=lambda entry: entry[:2], reverse=True)
-        return [notification_item(doc_id, data, written_at) for _, doc_id, data, written_at in kept]
+    def items(self) -> Iterator[Item]:
+        """Newest first; of equal times, the greater document id first. Each is made when it is asked for."""
+        for _, doc_id, data, written_at in sorted(self._heap, key=lambda entry: entry[:2], reverse=True):
+            yield notification_item(doc_id, data, written_at)
 
 
 def _text(value: object, default: str = "") -> str:
@@ -120,6 +124,10 @@ def _text(value: object, default: str = "") -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     return default
+
+
+def _short(value: object, default: str = "") -> str:
+    return shorten(_text(value, default), MAX_TEXT_BYTES)
 
 
 def _info_text(additional_info: object) -> str:
@@ -136,4 +144,4 @@ def _info_message(additional_info: object) -> str:
             return ""  # free text
     if not isinstance(additional_info, dict):
         return ""
-    return _text(additional_info.get("error_message")) or _text(additional_info.get("message"))
+    return _short(additional_info.get("error_message")) or _short(additional_info.get("message"))

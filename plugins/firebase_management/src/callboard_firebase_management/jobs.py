@@ -11,9 +11,8 @@ from google.cloud.firestore import SERVER_TIMESTAMP, FieldFilter
 
 from callboard import CallError, Event, InvalidArgs, NotFound, method
 from callboard.messages import check_identifier
-from callboard_firebase import Document, fields_from_wire, from_wire, segment
-from callboard_firebase_management.items import moment
-from callboard_firebase_management.reads import find, get
+from callboard_firebase import Document, fields_from_wire, find, from_wire, get_document, segment, shorten
+from callboard_firebase_management.items import MAX_TEXT_BYTES, moment
 from callboard_firebase_management.store import FirestoreService
 
 CANDIDATES = 50
@@ -99,7 +98,7 @@ class Jobs(FirestoreService):
         if not isinstance(doc_id, str):
             raise InvalidArgs(f"job_data.{id_field} is needed: a text that names the document")
         reference = collection.document(segment(doc_id))
-        if uid is not None and "read" not in job and (await get(self.client, reference.path)).document is None:
+        if uid is not None and "read" not in job and (await get_document(self.client, reference.path)).document is None:
             job["read"] = False  # a new notification that is neither read nor unread would be shown to nobody
         await self.put(reference, {**job, "timestamp": SERVER_TIMESTAMP}, merge=True)
         if uid is not None:
@@ -121,7 +120,7 @@ class Jobs(FirestoreService):
 
     async def _find(self, user_id: str, field: str, value: str) -> Document | None:
         named = self.notifications(user_id).document(segment(value))
-        found = (await get(self.client, named.path)).document
+        found = (await get_document(self.client, named.path)).document
         return found or await self._newest_with(user_id, field, value)
 
     async def _newest_with(self, user_id: str, field: str, value: str) -> Document | None:
@@ -140,4 +139,4 @@ def user_of_notifications(path: str) -> str | None:
 
 def _text_in(job: dict[str, Any], field: str) -> str | None:
     value = job.get(field)
-    return value if isinstance(value, str) and value else None
+    return shorten(value, MAX_TEXT_BYTES) if isinstance(value, str) and value else None

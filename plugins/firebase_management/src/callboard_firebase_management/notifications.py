@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
 from google.cloud.firestore import AsyncCollectionReference, AsyncQuery, FieldFilter, Query
 
 from callboard import method
-from callboard_firebase import segment
-from callboard_firebase_management.items import Item, Newest, notification_item
-from callboard_firebase_management.reads import run_query
+from callboard_firebase import Document, run_query, segment
+from callboard_firebase_management.items import Item, Newest
 from callboard_firebase_management.store import FirestoreService
+
+EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
+"""The first time that Firestore knows."""
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=1_000)]
 
@@ -24,22 +27,25 @@ class Notifications(FirestoreService):
     async def get_notifications(self, user_id: str, read: bool | None = None, limit: Limit = 100) -> list[Item]:
         """The newest notifications of a user, newest first, at most `limit` (1 to 1,000).
 
-        `read` true or false: only those that are. Where it is false every unread notification is read from Firestore,
-        so that no index has to be made; otherwise notifications without a `timestamp` are not found.
+        `read` true or false: only those that are. With `read` false every unread notification is read from Firestore
+        and sorted here, those without a `timestamp` by the time of their last write.
+
+        Otherwise **a notification without the field `timestamp` is not found**: Firestore's index by time does not have
+        it, and no index has to be made here. Of texts as timestamps, Firestore's order decides which belong to the
+        newest `limit`, and it compares them as texts: those of one form, in UTC, are compared rightly.
         """
         collection = self.notifications(user_id)
         if read is False:
             return await self._newest_unread(collection, limit)
-        items: list[Item] = []
-        query = collection.order_by("timestamp", direction=Query.DESCENDING)
-        # Read and unread ones are told apart here: a filter in the query would need an index of its own.
-        async with aclosing(run_query(self.client, query if read else query.limit(limit))) as found:
-            async for one in found:
-                if one.document is not None and (read is None or one.document.data.get("read") is True):
-                    items.append(notification_item(one.document.id, one.document.data, one.document.update_time))
-                    if len(items) == limit:
-                        break
-        return items
+        by_time = collection.order_by("timestamp", direction=Query.DESCENDING)
+        page = await self._page(by_time, read, limit)
+        if len(page) == limit and not _has_time(page[0]):
+            # Firestore sorts all texts above all times, so the newest of these may be missing.
+            page += await self._page(by_time.where(filter=FieldFilter("timestamp", ">=", EARLIEST)), read, limit)
+        newest = Newest(limit)
+        for document in {document.id: document for document in page}.values():
+            newest.add(document.id, document.data, document.update_time)
+        return list(newest.items())
 
     @method(effect="read")
     async def get_unread_notifications(self, user_id: str, limit: Limit = 50) -> list[Item]:
@@ -62,15 +68,31 @@ class Notifications(FirestoreService):
         )
         return deleted + await self.delete_one(named)
 
+    async def _page(self, query: AsyncQuery, read: bool | None, limit: int) -> list[Document]:
+        """The first `limit` that a query finds, of those that are read if so wished."""
+        page: list[Document] = []
+        # Read and unread ones are told apart here: a filter in the query would need an index of its own.
+        async with aclosing(run_query(self.client, query if read else query.limit(limit))) as found:
+            async for one in found:
+                if one.document is not None and (read is None or one.document.data.get("read") is True):
+                    page.append(one.document)
+                    if len(page) == limit:
+                        break
+        return page
+
     async def _newest_unread(self, collection: AsyncCollectionReference, limit: int) -> list[Item]:
         newest = Newest(limit)
         async with aclosing(run_query(self.client, unread(collection))) as found:
             async for one in found:
                 if one.document is not None:
                     newest.add(one.document.id, one.document.data, one.document.update_time)
-        return newest.items()
+        return list(newest.items())
 
 
 def unread(collection: AsyncCollectionReference) -> AsyncQuery:
     """The unread ones of a collection of notifications."""
     return collection.where(filter=FieldFilter("read", "==", False))
+
+
+def _has_time(document: Document) -> bool:
+    return isinstance(document.data.get("timestamp"), datetime)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
 
 from google.cloud.firestore import AsyncCollectionReference, AsyncDocumentReference
 
-from callboard import Event
-from callboard_firebase import Batch, Document, Firebase, join, translated
+from callboard import DeadlineExceeded, Event
+from callboard_firebase import Batch, Document, Firebase, Read, get_documents, join, run_query
 from callboard_workflow_listener.job import STEPS
 from callboard_workflow_listener.tracker import Part, most_recent, sync_event
 
@@ -34,22 +35,23 @@ class Source:
     async def read_collection(self, uid: str) -> list[Event]:
         """The syncs of the most recently updated jobs, that one first."""
         query = self._collection(uid).select(["document.initial_data", STEPS]).limit(MAX_READ)
-        with translated():
-            found, as_of = await _read(query.stream(timeout=READ_TIMEOUT_S))
-        return [sync_event(uid, job.id, job, None, as_of=as_of) for job in most_recent(list(found.values())) if as_of]
+        async with _bounded():
+            reads = [read async for read in run_query(self._firebase.client, query)]
+        jobs = most_recent(list(_found(reads).values()))
+        return [sync_event(uid, job.id, job, None, as_of=_as_of(reads)) for job in jobs]
 
     async def read_documents(self, uid: str, job_ids: Iterable[str]) -> list[Event]:
         """The syncs of these jobs, of those too that do not exist (yet)."""
         pairs = [
-            (name, self._document(uid, name, "job"), self._document(uid, name, "older")) for name in sorted(job_ids)
+            (name, self._document(uid, name, "job").path, self._document(uid, name, "older").path)
+            for name in sorted(job_ids)
         ]
-        references = [reference for _, *pair in pairs for reference in pair]
-        with translated():
-            found, as_of = await _read(self._firebase.client.get_all(references, timeout=READ_TIMEOUT_S))
+        async with _bounded():
+            reads = await get_documents(self._firebase.client, [path for _, *paths in pairs for path in paths])
+        found = _found(reads.values())
         return [
-            sync_event(uid, job_id, found.get(job.path), found.get(older.path), as_of=as_of)
+            sync_event(uid, job_id, found.get(job), found.get(older), as_of=_as_of((reads[job], reads[older])))
             for job_id, job, older in pairs
-            if as_of
         ]
 
     async def _watch(self, source: AsyncCollectionReference | AsyncDocumentReference) -> AsyncGenerator[Batch, None]:
@@ -65,15 +67,19 @@ class Source:
         return self._firebase.client.document(path if part == "job" else f"{path}/document/initial_data")
 
 
-async def _read(snapshots: AsyncIterator[Any]) -> tuple[dict[str, Document], datetime | None]:
-    """The documents that exist, by path, and the earliest of their read times; None when the server told none."""
-    found: dict[str, Document] = {}
-    as_of: datetime | None = None
-    async for snapshot in snapshots:
-        as_of = snapshot.read_time if as_of is None else min(as_of, snapshot.read_time)
-        if snapshot.exists:
-            path = snapshot.reference.path
-            found[path] = Document(
-                path, snapshot.id, snapshot.to_dict() or {}, snapshot.create_time, snapshot.update_time
-            )
-    return found, as_of
+@asynccontextmanager
+async def _bounded() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded("Firebase did not answer in time.") from None
+
+
+def _found(reads: Iterable[Read]) -> dict[str, Document]:
+    return {read.document.path: read.document for read in reads if read.document is not None}
+
+
+def _as_of(reads: Iterable[Read]) -> datetime:
+    """The earliest of their times: all of it holds as of then."""
+    return min(read.read_time for read in reads)

@@ -7,7 +7,7 @@ the engine; both are tested against Google's emulator.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,8 +17,8 @@ from google.api_core.gapic_v1.method import DEFAULT
 from google.cloud.firestore import AsyncClient, AsyncQuery
 from google.cloud.firestore_v1.types import BatchGetDocumentsResponse, RunQueryResponse
 
-from callboard_firebase import Document, translated
-from callboard_firebase.listen.documents import decode, timestamp
+from callboard_firebase.errors import translated
+from callboard_firebase.listen.documents import Document, decode, timestamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +29,31 @@ class Read:
     read_time: datetime
 
 
-async def get(client: AsyncClient, path: str) -> Read:
+async def get_document(client: AsyncClient, path: str) -> Read:
     """The document at a path."""
-    request = {"database": client._database_string, "documents": [_prefix(client) + path]}
+    return (await get_documents(client, [path]))[path]
+
+
+async def get_documents(client: AsyncClient, paths: Sequence[str]) -> dict[str, Read]:
+    """The documents at these paths, in one request, by path."""
+    if not paths:
+        return {}
+    prefix = _prefix(client)
+    request = {"database": client._database_string, "documents": [prefix + path for path in dict.fromkeys(paths)]}
+    reads: dict[str, Read] = {}
     with translated():
         answer = await client._firestore_api.batch_get_documents(request=request, metadata=client._rpc_metadata)
         async with _ending(answer) as responses:
             async for response in responses:
                 raw = BatchGetDocumentsResponse.pb(response)
-                found = _decode(client, raw.found) if raw.HasField("found") else None
-                return Read(found, timestamp(raw.read_time))
-    raise RuntimeError("Firestore answered a get with nothing")
+                if raw.HasField("found"):
+                    found = _decode(client, raw.found)
+                    reads[found.path] = Read(found, timestamp(raw.read_time))
+                elif raw.missing:
+                    reads[raw.missing.removeprefix(prefix)] = Read(None, timestamp(raw.read_time))
+    if len(reads) < len(request["documents"]):
+        raise RuntimeError("Firestore left documents out of its answer")
+    return reads
 
 
 async def run_query(client: AsyncClient, query: AsyncQuery) -> AsyncGenerator[Read, None]:
