@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from callboard_workflow_listener.job import INVOICE_FIELDS, differences, read_invoice, read_job
+from callboard.events.bus import MAX_EVENT_BYTES
+from callboard.messages import encode
+from callboard_workflow_listener.job import INVOICE_FIELDS, MAX_VALUE_BYTES, differences, read_invoice, read_job
 
 
 def document(invoice: Any = None, steps: Any = None) -> dict[str, Any]:
@@ -83,3 +85,22 @@ def test_differences_are_what_changed_and_nothing_else() -> None:
 def test_not_a_number_is_equal_to_itself() -> None:
     one, two = read_invoice({"VATAmount": math.nan}), read_invoice({"VATAmount": float("nan")})
     assert differences(one, two) == {}
+
+
+@pytest.mark.parametrize("huge", ["a" * 900_000, "\0" * 300_000, ["item"] * 100_000, {"k": "é" * 400_000}])
+def test_whatever_the_documents_hold_a_job_fits_into_an_event(huge: Any) -> None:
+    invoice = read_job(document(dict.fromkeys(INVOICE_FIELDS, huge))).invoice
+    assert invoice.keys() == INVOICE_FIELDS
+    for value in invoice.values():
+        assert isinstance(value, str)
+        assert value.endswith("…")
+        assert MAX_VALUE_BYTES - 10 < len(encode(value)) <= MAX_VALUE_BYTES + 2
+    steps = [read_job(document(steps={f"{prefix}{n:06}": 2**62 for n in range(40_000)})).steps for prefix in "ab"]
+    assert len(steps[0]) > 1_000
+    for payload in ({"invoice": invoice, "steps": steps[0]}, differences(steps[0], steps[1]), differences({}, invoice)):
+        assert len(encode(payload)) < MAX_EVENT_BYTES - 10_000
+
+
+def test_values_up_to_the_largest_size_are_as_stored() -> None:
+    given = {"sender": "a" * MAX_VALUE_BYTES, "VATPercentages": [{"rate": 8.1}] * 500}
+    assert read_invoice(given) == given

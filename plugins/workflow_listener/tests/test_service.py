@@ -161,6 +161,52 @@ async def test_the_older_sub_document_of_a_watched_job_gives_the_same_event(
     assert event.payload == {"invoice_changes": {"currency": None, "sender": None}}
 
 
+async def test_a_watched_job_may_come_and_go_and_no_two_syncs_look_the_same(
+    replica: Running, heard: Subscription, jobs: Jobs
+) -> None:
+    await replica.call("WORKFLOW.watch_job", replica.uid, "a")
+    await replica.enter()
+    events = [await heard.next("workflow.sync")]
+    for _ in range(2):
+        await jobs.put("a", INVOICE)
+        events.append(await heard.next())
+        await jobs.delete("a")
+        events.append(await heard.next())
+    assert [(event.type, event.payload["invoice"]) for event in events] == [
+        ("workflow.sync", invoice) for invoice in ({}, WATCHED, {}, WATCHED, {})
+    ]
+    assert len({event.id for event in events}) == 5
+    times = [event.as_of or "" for event in events]
+    assert times == sorted(times)
+    assert len(set(times)) > 1
+
+
+async def test_a_watched_job_is_watched_on_when_redis_lost_its_data(
+    replica: Running, heard: Subscription, jobs: Jobs, own_valkey: ValkeyServer
+) -> None:
+    await replica.call("WORKFLOW.watch_job", replica.uid, "a")
+    await replica.call("WORKFLOW.watch_job", replica.uid, "b")
+    await replica.enter()
+    await eventually(lambda: replica.uid in replica.workflow.listening)
+    await next_events(heard, 2)
+    await own_valkey.kill()
+    await own_valkey.restart()
+
+    async def watched() -> list[str]:
+        try:
+            status: dict[str, list[str]] = await replica.call("WORKFLOW.status", replica.uid)
+        except CallFailed:
+            return []  # while Redis is away
+        return status["watched"]
+
+    async with asyncio.timeout(30):
+        while await watched() != ["a", "b"]:
+            await asyncio.sleep(0.05)
+    await replica.call("WORKFLOW.unwatch_job", replica.uid, "a")
+    await replica.call("WORKFLOW.unwatch_job", replica.uid, "b")
+    assert await replica.workflow.watched.tend(replica.uid) == frozenset()
+
+
 async def test_watching_and_unwatching_while_listening(replica: Running, heard: Subscription, jobs: Jobs) -> None:
     await jobs.put("a", {"currency": "EUR"})
     await jobs.put("b", {"currency": "EUR"})
@@ -211,9 +257,10 @@ async def test_status_and_health_tell_what_is_listened_to(replica: Running, hear
     status = await replica.call("WORKFLOW.status", replica.uid)
     assert (status["active"], status["cache_entries"]) == (True, 1)
     user = replica.service.callboard.telemetry.user(replica.uid)
-    assert await replica.workflow.health() == {
-        "status": "ok", "enabled": True, "active_count": 1, "users": [user], "cache_entries": 1,
-    }  # fmt: skip
+    report = {"status": "ok", "enabled": True, "active_count": 1, "cache_entries": 1}
+    assert user != replica.uid
+    assert await replica.workflow.health() == {**report, "users": [user]}
+    assert await replica.workflow.debug() == {**report, "users": [replica.uid]}
 
 
 async def test_the_status_is_the_same_on_a_replica_that_does_not_listen(

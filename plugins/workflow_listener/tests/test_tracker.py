@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from callboard import Event
 from callboard_firebase import Batch, Change, Document
-from callboard_workflow_listener.tracker import MAX_SYNCED, Tracker, sync_event
+from callboard_workflow_listener.tracker import MAX_SYNCED, Part, Tracker, sync_event
 
 START = datetime(2025, 9, 20, 12, 0, tzinfo=UTC)
 COLLECTION = "clients/u/task_manager"
@@ -117,7 +117,7 @@ def test_a_watched_job_is_told_when_both_its_documents_are_known() -> None:
     assert tracker.take_document("a", "older", initial(1, older("a", 1, sender="Acme"))) == []
     events = tracker.take_document("a", "job", initial(2, job("a", 2, steps={"extract": 1})))
     assert told(events) == [sync_of("a", {"sender": "Acme"}, {"extract": 1})]
-    assert events[0].as_of == "2025-09-20T12:00:01.000Z"
+    assert events[0].as_of == "2025-09-20T12:00:02.000Z"
 
 
 def test_a_watched_job_without_documents_is_told_as_empty() -> None:
@@ -137,3 +137,48 @@ def test_a_change_of_the_older_document_is_the_same_event() -> None:
     gone = tracker.take_document("a", "older", then(3, "removed", older("a", 2, sender="Best", currency="USD")))
     assert told(gone) == [("workflow.invoice_update", "a", {"invoice_changes": {"sender": None}})]
     assert gone[0].id != events[0].id
+
+
+def test_a_watched_job_that_comes_and_goes_is_told_with_another_id_each_time() -> None:
+    tracker = Tracker("u")
+    tracker.take_document("a", "older", initial(1))
+    events = tracker.take_document("a", "job", initial(1))
+    for second in (2, 4):
+        created = job("a", second, {"sender": "Acme"})
+        events += tracker.take_document("a", "job", then(second, "added", created))
+        events += tracker.take_document("a", "job", then(second + 1, "removed", created))
+    full, empty = sync_of("a", {"sender": "Acme"}, {}), sync_of("a", {}, {})
+    assert told(events) == [empty, full, empty, full, empty]
+    assert len({event.id for event in events}) == 5
+    assert [event.as_of for event in events] == [f"2025-09-20T12:00:0{second}.000Z" for second in (1, 2, 3, 4, 5)]
+    (again,) = tracker.syncs()
+    assert (again.id, again.as_of) == (events[-1].id, events[-1].as_of)
+
+
+def test_a_watched_jobs_last_document_is_what_the_sync_is_caused_by() -> None:
+    """Both documents go, either one last."""
+    own, old = job("a", 1, {"currency": "EUR"}), older("a", 1, sender="Acme")
+    ids = []
+    orders: list[tuple[Part, Part]] = [("job", "older"), ("older", "job")]
+    for first, last in orders:
+        tracker = Tracker("u")
+        tracker.take_document("a", "job", initial(1, own))
+        tracker.take_document("a", "older", initial(1, old))
+        for second, part in ((2, first), (3, last)):
+            events = tracker.take_document("a", part, then(second, "removed", own if part == "job" else old))
+        assert told(events) == [sync_of("a", {}, {})]
+        assert events[0].as_of == "2025-09-20T12:00:03.000Z"
+        ids.append(events[0].id)
+    assert len(set(ids)) == 2
+
+
+def test_a_delta_is_not_older_than_the_sync_before_it() -> None:
+    """The batch of one document comes before an earlier change of the other."""
+    tracker = Tracker("u")
+    tracker.take_document("a", "older", initial(1))
+    (sync,) = tracker.take_document("a", "job", initial(5, job("a", 1, {"currency": "EUR"})))
+    (delta,) = tracker.take_document("a", "older", then(6, "added", older("a", 4, sender="Acme")))
+    assert sync.as_of is not None
+    assert sync.as_of <= delta.timestamp
+    (delta,) = tracker.take_document("a", "older", then(7, "modified", older("a", 7, sender="Best")))
+    assert delta.timestamp == "2025-09-20T12:00:07.000Z"

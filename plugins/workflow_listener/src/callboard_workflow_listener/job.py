@@ -16,8 +16,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from callboard import InvalidArgs
-from callboard_firebase.values import to_wire
+from callboard_firebase import json_size, shorten, to_wire
+
+MAX_VALUE_BYTES = 8 * 1024
+"""Of an invoice's value, as JSON. A longer text is cut and ends with `…`; a larger list or map comes as such a text."""
+MAX_STEPS_BYTES = 64 * 1024
+"""Of all counters with their names; of more, those that come first by name. So a job has at most 190 KiB, and its sync
+and its deltas fit into an event (256 KiB), whatever its documents hold (up to 1 MiB each)."""
 
 INVOICE_FIELDS = frozenset(
     {
@@ -39,6 +47,7 @@ INVOICE_FIELDS = frozenset(
     }
 )
 STEPS = "APBookeeper_step_status"
+_COUNT_BYTES = 30  # a number, and the quotes, colon and comma around it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +84,26 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
 
 
 def _counters(steps: object) -> dict[str, int | float]:
-    return {
-        str(step): count
-        for step, count in _map(steps).items()
-        if isinstance(count, int | float) and not isinstance(count, bool) and math.isfinite(count)
-    }
+    counters: dict[str, int | float] = {}
+    room = MAX_STEPS_BYTES
+    for step, count in sorted(_map(steps).items()):
+        if isinstance(count, int | float) and not isinstance(count, bool) and math.isfinite(count):
+            room -= json_size(step) + _COUNT_BYTES
+            if room < 0:
+                break
+            counters[step] = count
+    return counters
 
 
 def _wire(value: object) -> Any:
     try:
-        return to_wire(value)
+        wire = to_wire(value)
     except InvalidArgs:
         return None  # it has no form in JSON
+    if isinstance(wire, list | dict):
+        encoded = msgspec.json.encode(wire)
+        return wire if len(encoded) <= MAX_VALUE_BYTES else shorten(encoded.decode(), MAX_VALUE_BYTES)
+    return shorten(wire, MAX_VALUE_BYTES) if isinstance(wire, str) else wire
 
 
 def _map(value: object) -> Mapping[str, Any]:

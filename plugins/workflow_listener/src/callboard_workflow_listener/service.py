@@ -65,13 +65,23 @@ class Workflow(Service):
         return super().listeners() if self._can_listen() else []
 
     async def health(self) -> dict[str, Any]:
-        """The block `workflow_listeners` of /debug; `status` is `ok`, `disabled` or `not configured`."""
+        """`status` is `ok`, `disabled` or `not configured`. User ids as logs show them: anybody may ask."""
+        return self._report([str(self.host.telemetry.user(uid)) for uid in self._users_shown()])
+
+    async def debug(self) -> dict[str, Any]:
+        """The block `workflow_listeners` of /debug: `health`, with the user ids as they are, for operators."""
+        return self._report(self._users_shown())
+
+    def _users_shown(self) -> list[str]:
+        return list(self.listening)[:_MAX_USERS_SHOWN]
+
+    def _report(self, users: list[str]) -> dict[str, Any]:
         status = "ok" if self._can_listen() else "not configured" if self.settings.enabled else "disabled"
         return {
             "status": status,
             "enabled": self.settings.enabled,
             "active_count": len(self.listening),
-            "users": sorted(str(self.host.telemetry.user(uid)) for uid in list(self.listening)[:_MAX_USERS_SHOWN]),
+            "users": sorted(users),
             "cache_entries": sum(len(listening.tracker) for listening in self.listening.values()),
         }
 

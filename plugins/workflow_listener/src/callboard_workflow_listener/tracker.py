@@ -16,6 +16,8 @@ from callboard import Event, event_id
 from callboard_firebase import Batch, Document
 from callboard_workflow_listener.job import STEPS, Job, differences, read_job
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
 MAX_SYNCED = 200
 """Jobs told as a whole when listening to a collection begins: the most recently updated. An older one is told as a
 whole when it changes."""
@@ -28,15 +30,32 @@ Part = Literal["job", "older"]
 class _Tracked:
     documents: dict[Part, Document | None] = field(default_factory=dict)
     """A part is missing while it is not known whether its document exists."""
-    read_times: dict[Part, datetime] = field(default_factory=dict)
+    gone: dict[Part, Document] = field(default_factory=dict)
+    """What a part was before it went."""
+    as_of: datetime = _NEVER
+    """The read time of the newest batch."""
+    synced_as_of: datetime = _NEVER
+    """`as_of` of the latest sync."""
     told: Job | None = None
     existed: bool = False
 
-    def as_of(self) -> datetime:
-        return min(self.read_times.values())
+    def take(self, parts: dict[Part, Document | None], read_time: datetime) -> None:
+        for part, document in parts.items():
+            before = self.documents.get(part)
+            if document is None and before is not None:
+                self.gone[part] = before
+            elif document is not None:
+                self.gone.pop(part, None)
+            self.documents[part] = document
+        self.as_of = max(self.as_of, read_time)
 
     def updated_at(self) -> datetime:
-        return max((document.update_time for document in self.documents.values() if document), default=self.as_of())
+        return max((document.update_time for document in self.documents.values() if document), default=self.as_of)
+
+    def sync(self, uid: str, job_id: str) -> Event:
+        self.synced_as_of = self.as_of
+        job, older = self.documents["job"], self.documents["older"]
+        return sync_event(uid, job_id, job, older, as_of=self.as_of, gone=self.gone.values())
 
 
 class Tracker:
@@ -57,7 +76,7 @@ class Tracker:
         """Every job as a whole, as last told; of many, the most recently updated."""
         told = [(job_id, tracked) for job_id, tracked in self._jobs.items() if tracked.told is not None]
         return [
-            sync_event(self.uid, job_id, tracked.documents["job"], tracked.documents["older"], as_of=tracked.as_of())
+            tracked.sync(self.uid, job_id)
             for job_id, tracked in nlargest(MAX_SYNCED, told, key=lambda item: item[1].updated_at())
         ]
 
@@ -81,20 +100,21 @@ class Tracker:
     def _take(self, job_id: str, parts: dict[Part, Document | None], read_time: datetime) -> list[Event]:
         tracked = self._jobs.setdefault(job_id, _Tracked())
         before = dict(tracked.documents)
-        tracked.documents.update(parts)
-        tracked.read_times.update(dict.fromkeys(parts, read_time))
+        tracked.take(parts, read_time)
         if len(tracked.documents) < 2:
             return []
         job, older = tracked.documents["job"], tracked.documents["older"]
         told, tracked.told = tracked.told, read_job(_data(job), _data(older))
         existed, tracked.existed = tracked.existed, bool(job or older)
         if told is None or existed != tracked.existed:
-            return [sync_event(self.uid, job_id, job, older, as_of=tracked.as_of())]
+            return [tracked.sync(self.uid, job_id)]
         events = []
         for part, document in parts.items():
             if (cause := document or before.get(part)) is not None:
                 version = [cause.path, cause.update_time.isoformat(), *([] if document else ["gone"])]
-                events += self._changes(job_id, told, tracked.told, version, iso(cause.update_time) if document else "")
+                # A sync that only one document's batch brought may be as of later than the other's change after it.
+                timestamp = iso(max(cause.update_time, tracked.synced_as_of)) if document else ""
+                events += self._changes(job_id, told, tracked.told, version, timestamp)
         return events
 
     def _changes(self, job_id: str, before: Job, after: Job, version: Iterable[str], timestamp: str) -> list[Event]:
@@ -122,10 +142,22 @@ def most_recent(documents: list[Document]) -> list[Document]:
     return nlargest(MAX_SYNCED, documents, key=lambda document: document.update_time)
 
 
-def sync_event(uid: str, job_id: str, job: Document | None, older: Document | None, *, as_of: datetime) -> Event:
-    """A job's `workflow.sync`; its maps are empty when neither document exists."""
+def sync_event(
+    uid: str,
+    job_id: str,
+    job: Document | None,
+    older: Document | None,
+    *,
+    as_of: datetime,
+    gone: Iterable[Document] = (),
+) -> Event:
+    """A job's `workflow.sync`; its maps are empty when neither document exists.
+
+    Its id is made of the documents' versions, and of the last ones of those that are `gone`: a job that comes and goes
+    again and again is told with another id each time. Where no document was ever seen, of the time of the read.
+    """
     values = read_job(_data(job), _data(older))
-    versions = [f"{document.path} {document.update_time.isoformat()}" for document in (job, older) if document]
+    versions = [_version(document) for document in (job, older) if document] + [f"{_version(one)} gone" for one in gone]
     return Event(
         id=event_id(*(versions or [uid, job_id, as_of.isoformat()]), "workflow.sync"),
         type="workflow.sync",
@@ -134,6 +166,10 @@ def sync_event(uid: str, job_id: str, job: Document | None, older: Document | No
         payload={"job_id": job_id, "invoice": values.invoice, "steps": values.steps},
         as_of=iso(as_of),
     )
+
+
+def _version(document: Document) -> str:
+    return f"{document.path} {document.update_time.isoformat()}"
 
 
 def iso(moment: datetime) -> str:
