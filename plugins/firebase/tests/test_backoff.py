@@ -26,6 +26,23 @@ def test_delays_double_up_to_the_cap() -> None:
     assert [backoff.delay() for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
+def test_one_delay_may_have_a_lower_cap() -> None:
+    backoff = Backoff(base_s=1, cap_s=60, per_window=100, clock=Clock(), jitter=lambda: 1.0)
+    assert [backoff.delay(10) for _ in range(6)] == [1, 2, 4, 8, 10, 10]
+    assert backoff.delay() == 60
+    assert Backoff(base_s=1, cap_s=5, clock=Clock(), jitter=lambda: 1.0).delay(10) == 1
+
+
+def test_a_lower_cap_does_not_lift_the_ceiling() -> None:
+    clock = Clock()
+    backoff = Backoff(base_s=1, cap_s=60, clock=clock, jitter=lambda: 0.1)
+    times = []
+    while clock.now < 600:
+        clock.now += backoff.delay(10)
+        times.append(clock.now)
+    assert max(sum(start <= time < start + 60 for time in times) for start in times) == 10
+
+
 def test_jitter_covers_the_whole_range() -> None:
     for drawn in (0.0, 0.25, 1.0):
         backoff = Backoff(base_s=8, cap_s=60, clock=Clock(), jitter=lambda drawn=drawn: drawn)  # type: ignore[misc]

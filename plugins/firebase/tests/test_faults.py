@@ -158,6 +158,25 @@ async def test_a_stream_refused_for_ever_is_asked_seldom() -> None:
         assert len(server.connections) == 11
 
 
+async def test_a_server_that_was_away_is_found_again_soon() -> None:
+    """The general cap would make this wait for an hour."""
+    patient = replace(QUICK, backoff_base_s=3_600, backoff_cap_s=3_600, unavailable_cap_s=0.02)
+
+    async def script(connection: Connection) -> None:
+        target = await connection.target()
+        if connection.number < 4:
+            await connection.fail(StatusCode.UNAVAILABLE)
+        await connection.answer(target, ["notes/a"], at=10, token=b"ten")
+        await connection.silence()
+
+    async with (
+        served(script, patient) as (_, opened),
+        opened.engine.watch(opened.client.collection("notes")) as batches,
+    ):
+        assert changes(await take(batches)) == [("added", "a", 0)]
+        assert opened.engine.stats().reconnects == 3
+
+
 async def test_the_backoff_outlives_the_watches_that_were_refused() -> None:
     options = replace(QUICK, reopens=2, reopens_window_s=60)
 

@@ -34,11 +34,11 @@ class Backoff:
         self._clock = clock
         self._jitter = jitter
 
-    def delay(self) -> float:
-        """Count one more failure: the seconds to wait before the next attempt."""
+    def delay(self, cap_s: float | None = None) -> float:
+        """Count one more failure: the seconds to wait before the next attempt. `cap_s`: a lower cap for this one."""
         now = self._clock()
         # 2**63 is beyond any cap; it keeps the power from growing without bound.
-        ceiling = min(self._cap_s, self._base_s * 2.0 ** min(self._failures, 63))
+        ceiling = min(self._cap_s, cap_s or self._cap_s, self._base_s * 2.0 ** min(self._failures, 63))
         self._failures += 1
         at = now + ceiling * self._jitter()
         if len(self._attempts) == self._attempts.maxlen:

@@ -19,6 +19,9 @@ class ListenOptions:
     backoff_cap_s: float = 60.0
     """A stream that ended is reopened after a full-jitter delay between these."""
 
+    unavailable_cap_s: float = 10.0
+    """The cap while the server is away: it says nothing of us, and events are late for as long as we wait."""
+
     reopens: int = 10
     reopens_window_s: float = 60.0
     """And never more often than this many times a window, whatever the jitter drew."""

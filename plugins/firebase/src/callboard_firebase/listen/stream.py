@@ -136,7 +136,8 @@ class Stream:
             self.last_status = end.status
             self.reconnects += 1
             self._judge(end)
-            delay = self._backoff.delay()
+            away = end.status is StatusCode.UNAVAILABLE
+            delay = self._backoff.delay(self._options.unavailable_cap_s if away else None)
             _log.warning("listen stream ended (%s), %d targets; reopening in %.2f s",
                          end.status.name, len(self._members), delay)  # fmt: skip
             await asyncio.sleep(delay)
