@@ -301,7 +301,7 @@ async def test_a_message_that_the_sink_cannot_take_costs_the_others_nothing(
     await eventually(lambda: one.heard)
     assert one.ids() == ["fine"]
     assert recorded.metric("callboard_events_dropped_total", prefix="user:", reason="error") == 2
-    assert len(recorded.lines("bus_gap")) == 1
+    assert len(recorded.lines("event_undelivered")) == 1
     assert one.gaps == 0
 
 

@@ -40,7 +40,10 @@ def uid() -> str:
 
 
 def outbox(uid: str, **limits: Any) -> Outbox:
-    return Outbox(uid, lambda: None, **limits)
+    """A box of a socket that needs no sync."""
+    box = Outbox(uid, lambda: None, **limits)
+    box.begin({})
+    return box
 
 
 def texts(box: Outbox) -> list[str]:
@@ -68,7 +71,7 @@ async def test_an_event_reaches_every_outbox_of_its_channel(hub: Hub, bus: Bus, 
     await hub.join(other, [f"user:{uid}-2"])
     await bus.publish(Event(type="notif.add", uid=uid, payload={"n": 1}))
     await bus.publish(Event(type="msg.new", uid=uid, payload={"n": 2}))
-    await eventually(lambda: len(second._frames) == 2)
+    await eventually(lambda: len(second._ready) == 2)
     received = [json.loads(text) for text in texts(first)]
     assert [event["payload"] for event in received] == [{"n": 1}, {"n": 2}]
     assert texts(second) == [json.dumps(event, separators=(",", ":")) for event in received]
@@ -118,11 +121,12 @@ async def test_a_join_without_redis_says_so_and_counts_all_the_same(
         hub = Hub(bus, recorded.telemetry)
         bus.sink, bus.on_gap = hub.deliver, hub.gap
         box = outbox(uid)
-        box.hold()
+        box.begin({})
         with pytest.raises(Unavailable):
             await hub.join(box, bus.channels_of_user(uid))
         await own_valkey.restart()
         await eventually(lambda: box.needs_sync)
+        box.begin({})
         await bus.publish(Event(type="notif.add", uid=uid, payload={}))
         await eventually(lambda: box.first())
         await hub.leave(box)
@@ -242,75 +246,147 @@ async def test_a_gap_asks_every_outbox_for_a_sync(hub: Hub, uid: str) -> None:
     boxes = [outbox(uid), outbox("other")]
     for box in boxes:
         await hub.join(box, [f"user:{box.uid}"])
-        box.hold()
+        assert not box.needs_sync
     hub.gap()
     assert all(box.needs_sync for box in boxes)
-    await boxes[0].wait()
+    await boxes[0].gap()
 
 
 # -- the outbox
 
 
-def frame(text: str = "x", *, segment: str = "", sent_at: datetime | None = None) -> Frame:
-    return Frame(text, len(text), segment=segment, sent_at=sent_at)
+def frame(text: str = "x", **about: Any) -> Frame:
+    return Frame(text, len(text), **about)
 
 
-async def test_frames_leave_in_order() -> None:
-    box = outbox("u")
-    box.hold()
-    waiting = asyncio.create_task(box.wait())
-    for text in "abc":
-        box.push(frame(text))
-    await waiting
+def written(box: Outbox) -> list[str]:
+    """What the box lets go now."""
     left = []
     while (first := box.first()) is not None:
         left.append(first.text)
         box.pop()
-    assert left == ["a", "b", "c"]
+    return left
+
+
+async def test_frames_leave_in_order() -> None:
+    box = outbox("u")
+    box.begin({})
+    waiting = asyncio.create_task(box.wait())
+    for text in "abc":
+        box.push(frame(text))
+    await waiting
+    assert written(box) == ["a", "b", "c"]
+    assert box._bytes == 0
 
 
 async def test_a_frame_larger_than_the_box_passes_alone() -> None:
     box = outbox("u", max_bytes=10)
-    assert box.push(frame("x" * 100))
-    assert not box.push(frame("y"))
-    assert not box.push(frame("z"))
+    assert box.push(frame("x" * 100)) is None
+    assert box.push(frame("y")) == box.push(frame("z")) == "too_slow"
 
 
 async def test_the_oldest_frame_may_not_wait_for_ever() -> None:
     overflows: list[int] = []
     box = Outbox("u", lambda: overflows.append(1), max_age_s=20)
-    box.hold()
+    box.begin({"shop.items": None})
     old = frame()
     old.born -= 100
     box.push(old)
     assert not box.is_late(time.monotonic()), "the time of a sync is not the client's fault"
-    box.release({})
+    box.synced("shop.items", [], {})
     now = time.monotonic()
     assert not box.is_late(now + 19)
     assert box.is_late(now + 21)
     late = frame()
     late.born += 21
-    assert not box.push(late)
+    assert box.push(late) == "too_slow"
     assert overflows == [1]
 
 
+READ_AT = datetime(2025, 1, 1, 12, tzinfo=UTC)
+BEFORE, AFTER = READ_AT - timedelta(seconds=1), READ_AT + timedelta(seconds=1)
+
+
 async def test_a_sync_covers_what_is_older_than_its_read_time() -> None:
-    box = outbox("u", max_bytes=1_000)
-    box.hold()
-    read_at = datetime(2025, 1, 1, 12, tzinfo=UTC)
-    second = timedelta(seconds=1)
+    box = Outbox("u", lambda: None, max_bytes=1_000)
     for text, segment, sent_at in [
-        ("older", "notif", read_at - second),
-        ("same", "notif", read_at),
-        ("newer", "notif", read_at + second),
-        ("other", "workflow", read_at - second),
+        ("older", "notif", BEFORE),
+        ("same", "notif", READ_AT),
+        ("newer", "notif", AFTER),
+        ("other", "workflow", BEFORE),
         ("unknown", "notif", None),
     ]:
         box.push(frame(text, segment=segment, sent_at=sent_at))
-    covered = box.release({"notif": read_at})
+    assert box.first() is None
+    box.begin({"shop.items": None})
+    assert box.first() is None
+    covered = box.synced("shop.items", ["sync"], {"notif": READ_AT})
     assert [each.text for each in covered] == ["older"]
-    assert box._bytes == sum(each.size for each in box._frames)
-    assert texts(box) == ["same", "newer", "other", "unknown"]
+    assert box._bytes == sum(map(len, ["same", "newer", "other", "unknown"]))
+    assert written(box) == ["sync", "same", "newer", "other", "unknown"]
+
+
+async def test_a_listeners_events_wait_for_its_own_sync_alone() -> None:
+    box = outbox("u")
+    box.begin({"shop.items": frozenset({"notif"}), "desk.pins": frozenset({"notif"}), "slow.one": frozenset({"slow"})})
+    for text, listener in [("item", "shop.items"), ("pin", "desk.pins"), ("slow", "slow.one"), ("older", "desk.pins")]:
+        box.push(frame(text, listener=listener, segment="notif", sent_at=BEFORE if text == "older" else AFTER))
+    box.push(frame("unnamed", segment="notif", sent_at=BEFORE))
+    box.push(frame("free", segment="free"))
+    assert written(box) == ["free"]
+    assert box.synced("shop.items", ["items"], {"notif": READ_AT}) == []
+    assert written(box) == ["items", "item"]
+    assert [each.text for each in box.synced("desk.pins", ["pins"], {"notif": BEFORE})] == [], "read no later than it"
+    assert written(box) == ["pins", "pin", "older", "unnamed"]
+    box.synced("slow.one", [], {})
+    assert written(box) == ["slow"]
+
+
+async def test_what_a_listener_that_cannot_be_read_sends_is_left_to_its_next_sync() -> None:
+    box = outbox("u")
+    box.begin({"shop.items": None})
+    box.push(frame("during", listener="shop.items"))
+    box.push(frame("unnamed", segment="notif"))
+    assert [each.text for each in box.failed("shop.items")] == ["during"]
+    assert box.push(frame("later", listener="shop.items")) == "covered"
+    assert written(box) == ["unnamed"]
+    box.hold("shop.items", frozenset({"notif"}))
+    box.push(frame("again", listener="shop.items"))
+    assert written(box) == []
+    box.synced("shop.items", ["sync"], {"notif": READ_AT})
+    assert written(box) == ["sync", "again"]
+    assert box._bytes == 0
+
+
+async def test_a_sync_that_a_listener_publishes_counts_as_one() -> None:
+    box = outbox("u")
+    box.begin({"shop.items": None})
+    box.failed("shop.items")
+    box.push(frame("published", listener="shop.items", is_sync=True))
+    box.push(frame("delta", listener="shop.items"))
+    box.hold("shop.items", None)
+    assert written(box) == []
+    box.push(frame("another", listener="shop.items", is_sync=True))
+    assert box.failed("shop.items") == []
+    assert written(box) == ["published", "delta", "another"]
+
+
+async def test_after_a_gap_all_waits_anew() -> None:
+    box = outbox("u")
+    box.begin({"shop.items": None})
+    box.synced("shop.items", ["first"], {})
+    for text in "ab":
+        box.push(frame(text, listener="shop.items"))
+    box.mark_gap()
+    box.push(frame("c", listener="shop.items"))
+    box.push(frame("pong"), waits=False)
+    assert written(box) == ["pong"]
+    box.begin({"shop.items": None})
+    assert written(box) == []
+    box.synced("shop.items", ["second"], {})
+    assert written(box) == ["second", "a", "b", "c"]
+    box.push(frame("left"))
+    assert [each.text for each in box.empty()] == ["left"]
 
 
 def test_times_on_the_wire() -> None:

@@ -583,11 +583,60 @@ async def test_a_snapshot_that_hangs_is_cut_off(own_valkey: ValkeyServer) -> Non
 
 async def test_sync_publishes_the_snapshot(own_valkey: ValkeyServer, heard: Heard) -> None:
     async with replica(own_valkey) as one:
-        assert await one.listeners.sync("ann") == 2  # also for a user who is not online here
+        assert await one.listeners.sync("ann") == (2, [])  # also for a user who is not online here
         await heard.until("notif.sync", 2)
         await own_valkey.kill()
         with pytest.raises(Unavailable):
             await one.listeners.sync("ann")
+
+
+@pytest.mark.parametrize("payload", [{"at": object()}, {"filling": "x" * 300_000}])
+async def test_a_sync_that_cannot_be_sent_is_its_listeners_failure_alone(
+    own_valkey: ValkeyServer, heard: Heard, payload: dict[str, Any]
+) -> None:
+    class Unsendable(Shop):
+        @listener
+        class Items:
+            async def snapshot(self, user: User) -> list[Event]:
+                return [Event(type="notif.sync", uid=user.uid, payload=payload)]
+
+            async def changes(self, user: User) -> AsyncIterator[Event]:
+                yield Event(type="notif.add", uid=user.uid, payload={})
+                await asyncio.Event().wait()
+
+    async with replica(own_valkey, service=Unsendable()) as one:
+        found = await one.listeners.read("ann")
+        assert ([event.listener for event in found.events], found.failed) == ([LOUD], [ITEMS])
+        assert await one.listeners.sync("ann") == (1, [ITEMS])
+        assert [event["listener"] for event in await heard.until("notif.sync")] == [LOUD]
+        too_large = one.telemetry.metrics.registry.get_sample_value(
+            "callboard_events_dropped_total", {"prefix": "user:", "reason": "too_large"}
+        )
+        assert too_large == (2 if "filling" in payload else None)
+
+        await one.presence.register("ann", "tab")
+        await heard.until("notif.add")
+        [status] = [entry for entry in one.listeners.status() if entry["listener"] == ITEMS]
+        assert (status["refused"], status["last_error"] is None) == (1, False)
+        lines = [line for line in one.logged("listener_error") if "refused" in line]
+        assert [(line["level"], line["listener"]) for line in lines] == [("error", ITEMS)]
+        assert "xxx" not in one.stream.getvalue()
+
+
+async def test_sync_goes_on_when_one_event_cannot_be_published(own_valkey: ValkeyServer, heard: Heard) -> None:
+    class Lost(Shop):
+        @listener
+        class Items:
+            async def snapshot(self, user: User) -> list[Event]:
+                return [Event(type="notif.sync", uid="*", payload={})]
+
+            async def changes(self, user: User) -> AsyncIterator[Event]:
+                raise ValueError
+                yield
+
+    async with replica(own_valkey, service=Lost()) as one:
+        assert await one.listeners.sync("ann") == (1, [ITEMS])
+        await heard.until("notif.sync")
 
 
 async def test_what_a_dead_replica_left_of_a_user_who_is_gone_is_swept(own_valkey: ValkeyServer) -> None:

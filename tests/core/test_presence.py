@@ -363,7 +363,7 @@ async def test_a_callback_that_fails_is_logged_and_stops_nobody(settings: Settin
         await presence.register("ann", "a")
         await presence.register("bob", "b")
         await seen.until(lambda told: len(told) == 2)
-        await eventually(lambda: stream.getvalue().count("task_died") == 2)
+        await eventually(lambda: stream.getvalue().count("task_failed") == 2)
     assert "ann" not in stream.getvalue()  # neither the id nor the exception's text
     assert {json.loads(line)["error"] for line in stream.getvalue().splitlines()} == {"ValueError"}
 

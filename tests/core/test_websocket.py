@@ -7,6 +7,7 @@ import base64
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from callboard.errors import Unauthenticated, Unavailable
 from callboard.events.bus import Bus
 from callboard.events.hub import Hub
 from callboard.fleet.leases import Leases
-from callboard.fleet.listeners import Listeners, Snapshot
+from callboard.fleet.listeners import Listeners, Reading
 from callboard.fleet.presence import Presence
 from callboard.gateway.admission import VerifiedToken
 from callboard.gateway.closing import CloseCode
@@ -35,7 +36,7 @@ from callboard.gateway.socket import TransportAccess
 from callboard.gateway.tickets import Tickets
 from callboard.gateway.websocket import WebSocketGateway
 from callboard.lifecycle import Lifecycle
-from callboard.messages import Event, new_id, utc_now
+from callboard.messages import Event, encode, new_id, utc_now
 from callboard.service import Service, User, listener
 from callboard.settings import Settings
 from callboard_local import ValkeyServer
@@ -54,22 +55,30 @@ class Source:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     reading: asyncio.Event = field(default_factory=asyncio.Event)
     failures: list[Exception] = field(default_factory=list)
-    failed_listeners: list[list[str]] = field(default_factory=list)
+    unreadable: int = 0
+    copies: int = 1
+    known: frozenset[str] | None = None
     payload: dict[str, Any] = field(default_factory=dict)
     as_of: str | None = None
 
     def __post_init__(self) -> None:
         self.gate.set()
 
-    async def read(self, uid: str) -> Snapshot:
+    def segments(self) -> dict[str, frozenset[str] | None]:
+        return {"shop.items": self.known}
+
+    async def read_one(self, uid: str, name: str) -> Reading | None:
         self.reads += 1
         self.reading.set()
         await self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
+        if self.unreadable:
+            self.unreadable -= 1
+            return None
         payload = {"count": self.reads, **self.payload}
         event = Event(type="notif.sync", uid=uid, id=new_id(), timestamp=utc_now(), payload=payload, as_of=self.as_of)
-        return Snapshot([event], self.failed_listeners.pop(0) if self.failed_listeners else [])
+        return Reading(name, [event], [encode(event).decode()] * self.copies)
 
 
 @dataclass
@@ -85,6 +94,7 @@ class Replica:
     address: str
     uid: str
     transports: list[Any]
+    service: Any
 
     def url(self, **query: str) -> str:
         named = {"uid": self.uid, **query}
@@ -152,11 +162,12 @@ async def replica(
     recorded: Recorded,
     *,
     real_listeners: type[Service] | None = None,
+    supervised: bool = True,
     can_abort: bool = True,
     server: dict[str, Any] | None = None,
     **options: Any,
 ) -> AsyncIterator[Replica]:
-    telemetry, source, lifecycle = recorded.telemetry, Source(), Lifecycle()
+    telemetry, source, lifecycle, service = recorded.telemetry, Source(), Lifecycle(), Service()
     lifecycle.ready()
     async with AsyncExitStack() as stack:
         connections = await stack.enter_async_context(
@@ -172,8 +183,10 @@ async def replica(
         listeners: Any = source
         if real_listeners is not None:
             listeners = Listeners(settings, telemetry, Leases(connections), presence, bus)
-            listeners.declare(real_listeners.namespace, real_listeners())
-            await stack.enter_async_context(listeners)
+            service = real_listeners()
+            listeners.declare(real_listeners.namespace, service)
+            if supervised:
+                await stack.enter_async_context(listeners)
         tickets = Tickets(settings, connections)
         gateway = WebSocketGateway(
             settings=settings, credentials=Credentials(settings), tickets=tickets, hub=hub, bus=bus, presence=presence,
@@ -184,7 +197,9 @@ async def replica(
         middleware = [Middleware(Remembering, transports), *([Middleware(TransportAccess)] if can_abort else [])]
         address = await serve(Starlette(routes=gateway.routes(), middleware=middleware), **(server or {}))
         uid = f"u-{new_id()[:12]}"
-        yield Replica(gateway, hub, bus, presence, tickets, source, lifecycle, recorded, address, uid, transports)
+        yield Replica(
+            gateway, hub, bus, presence, tickets, source, lifecycle, recorded, address, uid, transports, service
+        )
         async with asyncio.timeout(20):
             await gateway.drain()
         await eventually(lambda: not gateway.connections)
@@ -268,9 +283,11 @@ async def test_a_snapshot_that_fails_is_tried_again_and_events_wait(desk: Replic
 
 
 async def test_a_listener_that_cannot_be_read_is_read_again_soon(desk: Replica) -> None:
-    desk.source.failed_listeners = [["shop.items"]]
-    async with desk.synced() as client:
-        assert (await heard(client))["payload"] == {"count": 2}
+    desk.source.unreadable = 2
+    async with desk.open() as client:
+        assert (await heard(client))["payload"] == {"count": 3}
+        desk.hub.gap()
+        assert (await heard(client))["payload"] == {"count": 4}
 
 
 async def test_after_a_gap_the_next_thing_is_a_sync(desk: Replica) -> None:
@@ -323,6 +340,78 @@ async def test_with_the_real_listeners(serve: Serve, make_settings: MakeSettings
             pass
         assert event["payload"] == {"doc_id": "1"}
         assert event["fence"] > 0
+
+
+class Market(Service):
+    """Three listeners whose events begin alike: one hangs, one fails `failures` times, one is well."""
+
+    namespace = "MARKET"
+    failures = 3
+
+    def __init__(self) -> None:
+        self.reads: Counter[str] = Counter()
+        self.unhung = asyncio.Event()
+
+    @listener
+    class Hung:
+        service: Market
+
+        async def snapshot(self, user: User) -> list[Event]:
+            self.service.reads["hung"] += 1
+            await self.service.unhung.wait()
+            return [Event(type="notif.sync", uid=user.uid, payload={"of": "hung"})]
+
+        def changes(self, user: User) -> AsyncIterator[Event]:
+            return _quiet()
+
+    @listener
+    class Failing:
+        service: Market
+
+        async def snapshot(self, user: User) -> list[Event]:
+            self.service.reads["failing"] += 1
+            failing = self.service.reads["failing"] <= self.service.failures
+            return [Event(type="notif.sync", uid=user.uid, payload={"of": object() if failing else "failing"})]
+
+        def changes(self, user: User) -> AsyncIterator[Event]:
+            return _quiet()
+
+    @listener
+    class Well:
+        service: Market
+
+        async def snapshot(self, user: User) -> list[Event]:
+            self.service.reads["well"] += 1
+            return [Event(type="notif.sync", uid=user.uid, payload={"of": "well"})]
+
+        def changes(self, user: User) -> AsyncIterator[Event]:
+            return _quiet()
+
+
+async def _quiet() -> AsyncIterator[Event]:
+    await asyncio.Event().wait()
+    yield Event(type="notif.never", uid="nobody", payload={})
+
+
+async def test_no_listener_is_held_up_or_told_again_for_another(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    options: Any = {"limits": Limits(resync_backoff_s=(0.01, 0.05)), "real_listeners": Market, "supervised": False}
+    async with replica(serve, make_settings(), recorded, **options) as desk, desk.open() as client:
+        market = desk.service
+        async with asyncio.timeout(20):
+            syncs = [await heard(client) for _ in range(2)]
+        assert [(sync["payload"]["of"], sync["listener"]) for sync in syncs] == [
+            ("well", "market.well"),
+            ("failing", "market.failing"),
+        ], "the third hangs"
+        await desk.publish(1, listener="market.hung")
+        await desk.publish(2, listener="market.well")
+        assert (await heard(client))["payload"] == {"n": 2}
+        market.unhung.set()
+        assert [(await heard(client))["payload"] for _ in range(2)] == [{"of": "hung"}, {"n": 1}]
+        assert market.reads == {"hung": 1, "failing": 4, "well": 1}
+        assert recorded.lines("task_died") == []
 
 
 # -- who is let in
@@ -494,7 +583,7 @@ async def test_the_heartbeat_registers_a_session_that_redis_lost(
         now = {session.session_id: session.registered_at for session in sessions}
         assert now.keys() == set(tabs)
         assert now[tabs[2]] == kept[tabs[2]]
-        assert recorded.lines("task_died") == []
+        assert recorded.lines("task_failed") == []
 
 
 # -- what clients send
@@ -625,7 +714,7 @@ async def test_a_sync_that_a_client_does_not_read_gets_it_dropped_too(
     limits = Limits(outbox_age_s=0.3, resync_backoff_s=(0.01, 0.01))
     async with replica(serve, make_settings(), recorded, limits=limits, tend_interval_s=0.05) as desk:
         desk.source.payload = {"filling": "x" * 20_000_000}
-        desk.source.failed_listeners = [["again"]] * 3
+        desk.source.copies = 3
         async with Stalled(desk) as stalled:
             await eventually(lambda: recorded.metric("callboard_ws_closed_total", code="3008") == 1)
             await stalled.is_dropped()

@@ -26,6 +26,8 @@ LOG_EVENTS = {
     "publish_failed": "a write succeeded and its event could not be sent; the listener's sync brings the state",
     "ws_connect": "a WebSocket opened",
     "ws_disconnect": "a WebSocket closed; `code` is the close code",
+    "ws_failed": "a WebSocket could not be let in, by a fault of the service; the client is told to come again",
+    "ws_without_bus": "a WebSocket opened while the bus is down; its syncs follow when it is up",
     "listener_start": "a user's listener starts",
     "listener_attached": "a user's listener has its first snapshot",
     "listener_error": "a user's listener failed; it is restarted after a back-off",
@@ -41,6 +43,8 @@ LOG_EVENTS = {
     "bus_up": "the bus is connected and subscribed",
     "bus_down": "the bus lost Redis; it reconnects with back-off",
     "bus_gap": "events may have been missed; the sockets concerned get a sync",
+    "bus_refused": "Redis refuses a subscription",
+    "event_undelivered": "an event could not be put into the sockets' outboxes (told once a connection)",
     "plugin_ready": "a plugin is open",
     "plugin_quarantined": "a plugin was put aside; the others serve",
     "service_start": "the service starts",
@@ -48,6 +52,7 @@ LOG_EVENTS = {
     "service_drain": "the service was told to stop and lets go",
     "service_stop": "the service has stopped",
     "library": "a warning of a library (uvicorn, redis, grpc); `logger` names it",
+    "task_failed": "a turn of a background task failed; `task` names it, and it goes on",
     "task_died": "a background task ended with an error",
 }
 

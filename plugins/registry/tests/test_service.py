@@ -175,7 +175,7 @@ async def test_unregistering_costs_the_same_among_a_thousand_sessions(connection
 
 async def test_sync_publishes_what_the_listeners_snapshots_say(service: Service) -> None:
     async with service.subscribed("user:u1") as heard:
-        assert await service.call("REGISTRY.sync", "u1") == {"user_id": "u1", "events": 1}
+        assert await service.call("REGISTRY.sync", "u1") == {"user_id": "u1", "events": 1, "failed": []}
         assert (await heard.next()).type == "notif.sync"
 
 

@@ -41,6 +41,10 @@ _COMMANDS_PER_TURN = 1_000
 _FAULTS_OF_REDIS = (RedisError, OSError, Unavailable)
 
 
+class EventTooLarge(InvalidArgs):
+    """An event has at most 256 KiB."""
+
+
 class Silence(RedisError):
     """The probe did not come back."""
 
@@ -114,16 +118,26 @@ class Bus:
         prefixes = [self._prefix_of(event.type)]
         if self._msg_on_user_channel and event.type.startswith("msg."):
             prefixes.append(self._user_prefix)
-        event.id = event.id or new_id()
-        event.timestamp = event.timestamp or utc_now()
-        data = encode(event)
-        if len(data) > MAX_EVENT_BYTES:
-            raise InvalidArgs(f"An event has at most {MAX_EVENT_BYTES // 1024} KiB.")
+        data = self.encode(event)
         for prefix in dict.fromkeys(prefixes):
             await self.publish_raw(prefix + parts, data)
             self._telemetry.metrics.events_published.labels(prefix, self._type_label(event.type)).inc()
         if self._telemetry.debug:
             self._log.debug("publish", type=event.type, id=event.id, uid=self._telemetry.user(event.uid))
+
+    def encode(self, event: Event) -> bytes:
+        """An event as it goes to Redis and to sockets; `id` and `timestamp` are filled in when they are empty.
+
+        InvalidArgs for its type, EventTooLarge (counted as dropped), or what its payload raises: not all is JSON.
+        """
+        prefix = self._prefix_of(event.type)
+        event.id = event.id or new_id()
+        event.timestamp = event.timestamp or utc_now()
+        data = encode(event)
+        if len(data) > MAX_EVENT_BYTES:
+            self._telemetry.metrics.events_dropped.labels(prefix, "too_large").inc()
+            raise EventTooLarge
+        return data
 
     async def publish_raw(self, channel: str, data: bytes) -> None:
         """Send bytes on a channel, as they are. Unavailable: Redis cannot be reached."""
@@ -256,12 +270,12 @@ class Bus:
             self._telemetry.metrics.events_dropped.labels(channel.partition(":")[0] + ":", "error").inc()
             if not self._sink_failed:
                 self._sink_failed = True
-                self._log.exception("bus_gap", reason="a message could not be delivered")
+                self._log.exception("event_undelivered")
 
     def _take_answer(self, reply: Reply) -> None:
         refused = self._subscriptions.answered(reply)
         if refused is not None:
-            self._log.error("bus_gap", reason=f"Redis refuses a subscription: {reply}", prefix=refused.split(":")[0])
+            self._log.error("bus_refused", reason=str(reply), prefix=refused.split(":")[0])
 
     async def _watch(self) -> None:
         while True:
@@ -296,7 +310,7 @@ class Bus:
             self._log.info("bus_up", rtt_ms=round(rtt_s * 1000, 1), mode=self._connections.mode)
         if self._missed:
             self._missed = False
-            self._log.warning("bus_gap", reason="events may have been missed")
+            self._log.warning("bus_gap")
             self.on_gap()
 
     def _went_down(self, group: BaseExceptionGroup[Exception]) -> None:

@@ -26,6 +26,7 @@ class _Head(msgspec.Struct):
     uid: Any = None
     type: Any = None
     timestamp: Any = None
+    as_of: Any = None
 
 
 class _Room:
@@ -90,19 +91,22 @@ class Hub:
             return
         segment = head.type.partition(".")[0] if isinstance(head.type, str) else ""
         listener = head.listener if isinstance(head.listener, str) else ""
-        if type(head.fence) is int and isinstance(head.uid, str):
-            # A lease is one listener's: its neighbours' tokens, of events that begin alike, are of other leases.
-            if self._is_stale((head.uid, listener, "" if listener else segment), head.fence):
-                self._count_dropped(room.label, "fenced")
-                return
+        # A lease is one listener's: its neighbours' tokens, of events that begin alike, are of other leases.
+        lease = (head.uid, listener, "" if listener else segment)
+        if type(head.fence) is int and isinstance(head.uid, str) and self._is_stale(lease, head.fence):
+            self._count_dropped(room.label, "fenced")
+            return
         sent_at = timestamp(head.timestamp)
-        frame = Frame(text, len(data), label=room.label, segment=segment, sent_at=sent_at)
+        frame = Frame(
+            text, len(data), label=room.label, segment=segment, listener=listener,
+            is_sync=head.as_of is not None, sent_at=sent_at,
+        )  # fmt: skip
         delivered = 0
         for outbox in room.outboxes:
-            if outbox.push(frame):
+            if (refused := outbox.push(frame)) is None:
                 delivered += 1
             else:
-                self._count_dropped(room.label, "too_slow")
+                self._count_dropped(room.label, refused)
         room.delivered.inc(delivered)
         if sent_at is not None:
             lag_s = (datetime.now(UTC) - sent_at).total_seconds()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from callboard.errors import CallError, DeadlineExceeded, Internal
+from callboard.events.bus import EventTooLarge
 from callboard.messages import Event, utc_now
 from callboard.service import ListenerSpec, Service, User
 from callboard.telemetry import Telemetry, where_raised
@@ -49,9 +50,18 @@ async def read_snapshot(listener: Any, user: User, timeout_s: float) -> list[Eve
     return events
 
 
-def log_failure(telemetry: Telemetry, declared: Declared, uid: str, error: Exception, **fields: Any) -> None:
+def log_failure(
+    telemetry: Telemetry,
+    declared: Declared,
+    uid: str,
+    error: Exception,
+    *,
+    level: Literal["warning", "error"] = "warning",
+    **fields: Any,
+) -> None:
     """`listener_error`: the kind of error and where it was raised."""
-    telemetry.log.warning(
+    write = telemetry.log.error if level == "error" or isinstance(error, EventTooLarge) else telemetry.log.warning
+    write(
         declared.log_name("error"),
         listener=declared.name,
         uid=telemetry.user(uid),

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from callboard.errors import Unavailable
 from callboard.events.bus import Bus
-from callboard.fleet.declared import Declared, log_failure, read_snapshot
+from callboard.fleet.declared import Declared
 from callboard.fleet.leases import Leases
 from callboard.fleet.presence import Presence
+from callboard.fleet.snapshots import Reading, Snapshot, Snapshots, Synced
 from callboard.fleet.supervisor import Patience, Supervisor
 from callboard.fleet.tasks import heed_cancellation
-from callboard.messages import Event, check_identifier, new_id, utc_now
+from callboard.messages import Event, check_identifier, new_id
 from callboard.service import Service, User
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry, where_raised
@@ -40,13 +41,6 @@ _AT_A_TIME = 32
 _STOP_TIMEOUT_S = 8.0
 
 T = TypeVar("T")
-
-
-class Snapshot(NamedTuple):
-    """The syncs of a user's listeners, and the names of those that could not be read."""
-
-    events: list[Event]
-    failed: list[str]
 
 
 class Running(NamedTuple):
@@ -85,6 +79,7 @@ class Listeners:
         self._sweep_interval_s = sweep_interval_s
         self._patience = patience or Patience()
         self._declared: dict[str, Declared] = {}
+        self._snapshots = Snapshots(self._declared, presence, bus, telemetry, timeout_s=self._patience.snapshot_s)
         self._running: dict[tuple[str, str], Running] = {}
         self._taking: set[tuple[str, str]] = set()
         self._gone_since: dict[str, float] = {}
@@ -137,24 +132,30 @@ class Listeners:
 
     # -- what others ask ----------------------------------------------------------------------------------------------
 
+    def segments(self) -> dict[str, frozenset[str] | None]:
+        """By listener, the first segments of its syncs' types; None for one that has not been read here yet."""
+        return self._snapshots.segments()
+
+    async def read_one(self, uid: str, name: str) -> Reading | None:
+        """The snapshot half of the listener `name` (the whole name), or None when it failed (logged)."""
+        return await self._snapshots.one(uid, name)
+
     async def read(self, uid: str) -> Snapshot:
-        """The snapshot halves of all listeners, read at the same time; those that fail are named (and logged)."""
-        user = await self._presence.user(uid)
-        declared = list(self._declared.values())
-        found = await asyncio.gather(*(self._read(one, user) for one in declared))
-        events = [event for part in found if part is not None for event in part]
-        return Snapshot(events, [one.name for one, part in zip(declared, found, strict=True) if part is None])
+        """The snapshot halves of all listeners, read at the same time; those that fail are named (and logged).
+
+        A sync that is no JSON or over 256 KiB is its listener's failure. Unavailable without Redis.
+        """
+        found = await self._snapshots.all(uid)
+        events = [event for part in found if not isinstance(part, str) for event in part.events]
+        return Snapshot(events, [part for part in found if isinstance(part, str)])
 
     async def snapshot(self, uid: str) -> list[Event]:
         """The user's state as sync events, ready to be sent; without those of listeners that failed (see `read`)."""
         return (await self.read(uid)).events
 
-    async def sync(self, uid: str) -> int:
-        """Publish the user's state on their channels; the number of events. Unavailable without Redis."""
-        events = await self.snapshot(uid)
-        for event in events:
-            await self._bus.publish(event)
-        return len(events)
+    async def sync(self, uid: str) -> Synced:
+        """Publish the user's state on their channels: what went out, and which listeners' did not. Unavailable."""
+        return await self._snapshots.publish(uid)
 
     async def restart(self, uid: str, name: str | None = None) -> None:
         """Begin the user's listeners anew where they run on this replica: all of them, or the one called `name`."""
@@ -200,21 +201,12 @@ class Listeners:
                 "last_event_at": one.last_event_at,
                 "restarts": one.restarts,
                 "last_error": one.last_error,
+                "refused": one.refused,
                 "state": one.state,
                 "fence": one.lease.fence,
             }
             for one, _ in self._running.values()
         ]
-
-    async def _read(self, declared: Declared, user: User) -> list[Event] | None:
-        try:
-            events = await read_snapshot(declared.make(), user, self._patience.snapshot_s)
-        except Exception as error:  # noqa: BLE001 - the other listeners' syncs still count
-            log_failure(self._telemetry, declared, user.uid, error)
-            return None
-        for event in events:
-            event.id, event.timestamp = event.id or new_id(), event.timestamp or utc_now()
-        return events
 
     def _of(self, uid: str) -> Iterator[Supervisor]:
         for name in self._declared:
@@ -307,7 +299,7 @@ class Listeners:
             except Unavailable:
                 pass  # connections reports the outage
             except Exception as error:  # noqa: BLE001 - the next turn may do better
-                self._telemetry.log.error("task_died", task=f"listeners: {work.__name__}", **where_raised(error))
+                self._telemetry.log.error("task_failed", task=f"listeners: {work.__name__}", **where_raised(error))
             heed_cancellation()
 
     async def _tick(self) -> None:

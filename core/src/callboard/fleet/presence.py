@@ -293,7 +293,7 @@ class Presence:
                 done = True  # connections reports the outage; sessions wait
             except Exception as error:  # noqa: BLE001 - a sweep that fails is tried again
                 done = True
-                self._telemetry.log.error("task_died", task="presence sweep", **where_raised(error))
+                self._telemetry.log.error("task_failed", task="presence sweep", **where_raised(error))
             heed_cancellation()
 
     async def _unindex(self, uid: str) -> None:

@@ -77,6 +77,8 @@ class Supervisor:
         self.last_event = -math.inf
         self.renewed_at = time.monotonic()
         self.last_error: str | None = None
+        self.refused = 0
+        """Events that cannot be sent: over 256 KiB, or no JSON. Consumers lack them until a sync that can be."""
         self._acquire = acquire
         self._bus = bus
         self._telemetry = telemetry
@@ -258,7 +260,8 @@ class Supervisor:
             self._sync_due = True
             self.report(error)
         except Exception as error:  # noqa: BLE001 - this event cannot be sent; the next one may
-            self.report(error)
+            self.refused += 1
+            self.report(error, level="error", refused=self.refused)
         else:
             self.last_event, self.last_event_at = time.monotonic(), utc_now()
         heed_cancellation()

@@ -78,5 +78,5 @@ class _Watcher:
         except Exception as error:  # noqa: BLE001 - one callback's errors are not the others'
             name = getattr(self._callback, "__qualname__", type(self._callback).__name__)
             self._telemetry.log.error(
-                "task_died", task=f"presence watcher {name}", uid=self._telemetry.user(uid), **where_raised(error)
+                "task_failed", task=f"presence watcher {name}", uid=self._telemetry.user(uid), **where_raised(error)
             )

@@ -1,7 +1,7 @@
-"""One open WebSocket: a reader, a writer, and how it ends.
+"""One open WebSocket: a reader, a writer, one that keeps it synced, and how it ends.
 
-The writer is the only one that sends. Its first frames are the user's syncs; what the bus brings meanwhile waits in the
-outbox. The same after a gap: the next thing written is a sync.
+The writer is the only one that sends. The first it sends of a listener's events is that listener's sync, as soon as it
+is read; what the bus brings meanwhile waits in the outbox. The same after a gap: the next thing written is a sync.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -20,15 +20,14 @@ from callboard.events.hub import Hub
 from callboard.events.outbox import MAX_AGE_S, MAX_BYTES, Frame, Outbox, timestamp
 from callboard.gateway.closing import CloseCode, Gone, Refused
 from callboard.gateway.socket import Socket
-from callboard.messages import Event, encode
+from callboard.messages import Event
 from callboard.telemetry import Telemetry, where_raised
 
 if TYPE_CHECKING:
-    from callboard.fleet.listeners import Listeners, Snapshot
+    from callboard.fleet.listeners import Listeners
 
 _FLUSH_TIMEOUT_S = 1.0
 _MAX_FRAMES_PER_S = 100
-_SNAPSHOT_TIMEOUT_S = 60.0
 _PONG = '{"type":"pong"}'
 
 
@@ -59,11 +58,10 @@ class Connection:
         telemetry: Telemetry,
         limits: Limits,
         *,
-        reads: asyncio.Semaphore,
         resync_delay_s: Callable[[], float],
         expires_in_s: float | None = None,
     ) -> None:
-        """`reads` bounds the snapshots being read at a time; `resync_delay_s` spreads those after a gap."""
+        """`resync_delay_s` spreads the snapshots that all sockets need after a gap."""
         self.uid = uid
         self._outbox = Outbox(uid, self._overflowed, max_bytes=limits.outbox_bytes, max_age_s=limits.outbox_age_s)
         self._socket = socket
@@ -71,7 +69,6 @@ class Connection:
         self._listeners = listeners
         self._telemetry = telemetry
         self._limits = limits
-        self._reads = reads
         self._resync_delay_s = resync_delay_s
         self._expires_at = None if expires_in_s is None else time.monotonic() + expires_in_s
         self._incoming = msgspec.json.Decoder(_Incoming)
@@ -79,20 +76,17 @@ class Connection:
         self._interrupt: asyncio.Timeout | None = None
         self._sending_since: float | None = None
         self._closing_since: float | None = None
-        self._resync: asyncio.TimerHandle | None = None
-        self._failures = 0
-        self._synced = False
 
     async def run(self, channels: Sequence[str]) -> int:
         """Serve the user's events until either side closes; returns the close code."""
         code = 1006
-        writer: asyncio.Task[None] | None = None
+        tasks: set[asyncio.Task[None]] = set()
         try:
             async with asyncio.timeout(None) as self._interrupt:
                 if self._verdict is None:
                     await self._join(channels)
-                    writer = asyncio.create_task(self._write(), name="websocket writer")
-                    writer.add_done_callback(self._writer_ended)
+                    tasks |= {self._spawn(self._write(), "websocket writer")}
+                    tasks |= {self._spawn(self._keep_synced(), "websocket syncs")}
                     await self._read()
         except Gone as gone:
             code = gone.code
@@ -103,11 +97,7 @@ class Connection:
                 raise
         finally:
             self._interrupt = None
-            if writer is not None:
-                writer.cancel()
-                await asyncio.wait({writer})
-            if self._resync is not None:
-                self._resync.cancel()
+            await _end(tasks)
             if self._verdict is not None:
                 code = self._verdict.code
                 await self._take_leave(self._verdict)
@@ -144,8 +134,8 @@ class Connection:
         try:
             await self._hub.join(self._outbox, channels)
         except Unavailable:
-            # Its first sync can be read without Redis; another follows when the bus is back.
-            self._telemetry.log.warning("bus_gap", reason="a socket opened while the bus is down")
+            # Its syncs are read when Redis answers (what the user may see is there), and again once the bus is back.
+            self._telemetry.log.warning("ws_without_bus", uid=self._telemetry.user(self.uid))
 
     async def _read(self) -> None:
         second, frames = 0, 0
@@ -156,7 +146,7 @@ class Connection:
             if frames > _MAX_FRAMES_PER_S:
                 raise Refused(CloseCode.BAD_REQUEST, "Too many frames.")
             if '"ping"' in text and self._is_ping(text):
-                self._outbox.push(Frame(_PONG, len(_PONG)))
+                self._outbox.push(Frame(_PONG, len(_PONG)), waits=False)
 
     def _is_ping(self, text: str) -> bool:
         try:
@@ -168,64 +158,69 @@ class Connection:
 
     async def _write(self) -> None:
         while True:
-            if self._outbox.needs_sync:
-                await self._sync()
-            elif (frame := self._outbox.first()) is not None:
-                await self._send(frame.text)
-                self._outbox.pop()
-            else:
+            if (frame := self._outbox.first()) is None:
                 await self._outbox.wait()
+                continue
+            self._sending_since = time.monotonic()
+            await self._socket.send(frame.text)
+            self._sending_since = None
+            self._outbox.pop()
 
-    async def _send(self, text: str) -> None:
-        self._sending_since = time.monotonic()
-        await self._socket.send(text)
-        self._sending_since = None
-
-    async def _sync(self) -> None:
-        """Read the user's state and write it, before anything that waits in the outbox."""
-        self._outbox.hold()
-        if self._synced:
-            await asyncio.sleep(self._resync_delay_s())
-            self._outbox.hold()  # what was missed during the wait is in the state that is read now
-        snapshot = await self._snapshot()
-        for event in snapshot.events:
-            await self._send(encode(event).decode())
-        self._synced = True
-        self._hub.count_lost(self._outbox.release(_read_times(snapshot.events)), "covered")
-        if snapshot.failed:  # the others' events need not wait for these
-            self._resync = asyncio.get_running_loop().call_later(self._backoff_s(), self._outbox.mark_gap)
-        else:
-            self._failures = 0
-
-    async def _snapshot(self) -> Snapshot:
+    async def _keep_synced(self) -> None:
+        """Have every listener read now, and anew after each gap."""
+        await self._outbox.gap()
         while True:
+            segments = self._listeners.segments()
+            self._outbox.begin(segments)
+            readers = {self._spawn(self._sync(name), "websocket sync") for name in segments}
             try:
-                async with self._reads, asyncio.timeout(_SNAPSHOT_TIMEOUT_S):
-                    return await self._listeners.read(self.uid)
-            except Exception as error:  # noqa: BLE001 - logged; the socket lives, and is wrong until this succeeds
-                uid = self._telemetry.user(self.uid)
-                self._telemetry.log.warning("listener_error", listener="snapshot", uid=uid, **where_raised(error))
-                await asyncio.sleep(self._backoff_s())
+                await self._outbox.gap()
+            finally:
+                await _end(readers)
+            await asyncio.sleep(self._resync_delay_s())
 
-    def _backoff_s(self) -> float:
-        self._failures += 1
-        first, longest = self._limits.resync_backoff_s
-        return random.uniform(first / 5, min(longest, first * 2 ** min(self._failures, 10)))  # noqa: S311 - jitter
+    async def _sync(self, name: str) -> None:
+        """Put one listener's sync into the outbox; try until it is there."""
+        failures = 0
+        while not await self._is_read(name):
+            failures += 1
+            first, longest = self._limits.resync_backoff_s
+            await asyncio.sleep(random.uniform(first / 5, min(longest, first * 2 ** min(failures, 10))))  # noqa: S311
+            self._outbox.hold(name, self._listeners.segments()[name])
+
+    async def _is_read(self, name: str) -> bool:
+        try:
+            reading = await self._listeners.read_one(self.uid, name)
+        except Exception as error:  # noqa: BLE001 - Redis is away, say: the socket lives, and its events wait
+            uid = self._telemetry.user(self.uid)
+            self._telemetry.log.warning("listener_error", listener=name, uid=uid, **where_raised(error))
+            return False
+        if reading is None:
+            covered = self._outbox.failed(name)
+        else:
+            covered = self._outbox.synced(name, reading.frames, _read_times(reading.events))
+        self._hub.count_lost(covered, "covered")
+        return reading is not None
 
     # -- the end
 
     def _overflowed(self) -> None:
         self.close(CloseCode.TOO_SLOW)
 
-    def _writer_ended(self, writer: asyncio.Task[None]) -> None:
-        error = None if writer.cancelled() else writer.exception()
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
         # When the client has left, the reader hears of it, or `tend` sees that the server cannot get rid of it.
         if error is not None and not isinstance(error, Gone):
-            self._telemetry.log.error("task_died", task=writer.get_name(), **where_raised(error))
+            self._telemetry.log.error("task_died", task=task.get_name(), **where_raised(error))
             self.close(CloseCode.UNAVAILABLE)
 
     async def _take_leave(self, verdict: Refused) -> None:
-        if verdict.code is CloseCode.SHUTTING_DOWN and not self._outbox.needs_sync:
+        if verdict.code is CloseCode.SHUTTING_DOWN:
             try:
                 async with asyncio.timeout(_FLUSH_TIMEOUT_S):
                     while (frame := self._outbox.first()) is not None:
@@ -234,6 +229,13 @@ class Connection:
             except (TimeoutError, Gone):
                 pass  # what is left is counted as lost
         await self._socket.close(verdict.code, verdict.reason)
+
+
+async def _end(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 def _read_times(events: Sequence[Event]) -> dict[str, datetime]:

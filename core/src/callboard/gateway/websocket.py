@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 _BEATS_AT_A_TIME = 200
 _REGISTRATIONS_AT_A_TIME = 16
-_SNAPSHOTS_AT_A_TIME = 200
 _RESYNCS_PER_S = 200
 _DRAIN_BATCH = 50
 _DRAIN_WAIT_S = 3.0
@@ -87,7 +86,6 @@ class WebSocketGateway:
         self._drain_spread_s = drain_spread_s
         self._tend_interval_s = tend_interval_s
         self._heartbeat_interval_s = heartbeat_interval_s or settings.heartbeat_interval_s
-        self._reads = asyncio.Semaphore(_SNAPSHOTS_AT_A_TIME)
         self._open: dict[Connection, Visit] = {}
         self._sessions: Counter[str] = Counter()
         self._served = 0
@@ -142,7 +140,7 @@ class WebSocketGateway:
             await socket.close(refusal.code, refusal.reason)
             return
         except Exception as error:  # noqa: BLE001 - logged; the client is told to come again
-            self._telemetry.log.error("task_died", task="websocket admission", **where_raised(error))
+            self._telemetry.log.error("ws_failed", **where_raised(error))
             self._count_closed(CloseCode.UNAVAILABLE)
             await socket.close(CloseCode.UNAVAILABLE, CloseCode.UNAVAILABLE.reason)
             return
@@ -158,7 +156,7 @@ class WebSocketGateway:
         visit = admitted.visit
         connection = Connection(
             socket, visit.uid, self._hub, self._listeners, self._telemetry, self._limits,
-            reads=self._reads, resync_delay_s=self._resync_delay_s, expires_in_s=admitted.expires_in_s,
+            resync_delay_s=self._resync_delay_s, expires_in_s=admitted.expires_in_s,
         )  # fmt: skip
         log = self._telemetry.log.bind(
             uid=self._telemetry.user(visit.uid), session=self._telemetry.user(visit.session_id)
@@ -261,7 +259,7 @@ class WebSocketGateway:
 
     def _beat_failed(self, error: Exception) -> None:
         if not isinstance(error, Unavailable):  # `connections` reports the outage
-            self._telemetry.log.error("task_died", task="heartbeat", **where_raised(error))
+            self._telemetry.log.error("task_failed", task="websockets: heartbeat", **where_raised(error))
 
     # -- care
 

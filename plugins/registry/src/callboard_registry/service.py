@@ -40,10 +40,11 @@ class Alive(Struct, frozen=True):
 
 
 class Synced(Struct, frozen=True):
-    """How many sync events went out on the user's channels."""
+    """How many sync events went out on the user's channels; `failed` names the listeners whose did not."""
 
     user_id: str
     events: int
+    failed: list[str]
 
 
 class ListenerStatus(Struct, frozen=True):
@@ -142,7 +143,8 @@ class Registry(Service):
 
         For consumers that read Redis directly and may have missed something. A WebSocket needs it never.
         """
-        return Synced(user_id, await self.host.listeners.sync(check_identifier(user_id, "user_id")))
+        synced = await self.host.listeners.sync(check_identifier(user_id, "user_id"))
+        return Synced(user_id, synced.events, synced.failed)
 
     @method(effect="read")
     async def check_listener_status(
