@@ -199,7 +199,8 @@ def test_a_changed_workflow_is_heard_by_both(port: int, environ: dict[str, str])
 def test_an_installed_plugin_answers_and_shows(port: int, environ: dict[str, str]) -> None:
     printed = run(port, environ, "hello")
     assert '"data": "hello Ada"' in printed
-    assert '"HELLO","methods":["HELLO.greet"' in printed
+    assert "hello  hello-plugin 0.1.0  loaded\n  HELLO.greet\n" in printed
+    assert '"methods":["HELLO.greet"' in printed
     assert 'callboard_rpc_duration_seconds_count{code="OK",method="HELLO.greet",namespace="HELLO"} 1.0' in printed
 
 
@@ -245,11 +246,9 @@ async def test_the_plugin_in_the_readme_works(notes: ModuleType, valkey_server: 
 
 def test_the_plugin_in_the_guide_passes_the_tests_in_the_guide(tmp_path: Path, environ: dict[str, str]) -> None:
     found = snippets("docs/writing-a-plugin.md")
-    assert set(found) == {"board", "board_test"}
+    assert set(found) == {"board", "board_test", "conftest"}
     (tmp_path / "board.py").write_text(found["board"])
     (tmp_path / "test_board.py").write_text(found["board_test"])
-    # What hello_plugin's tests have in a fixture: the event loop they run on.
-    backend = "import pytest\n\n\n@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n"
-    (tmp_path / "conftest.py").write_text(backend)
+    (tmp_path / "conftest.py").write_text(found["conftest"])
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     pytest_passes(tmp_path, environ)
