@@ -103,7 +103,7 @@ class Health:
         workflow = self._service("WORKFLOW")
         reports = await asyncio.gather(
             *(self._checked(self._checks[name]) for name in names),
-            *([self._checked(workflow.health)] if workflow else []),
+            *([self._checked(workflow.debug)] if workflow else []),
         )
         external = dict(zip(names, reports, strict=False))
         return _json(

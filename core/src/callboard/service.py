@@ -243,6 +243,10 @@ class Service:
         """The namespace's own check, at `/healthz/{NAMESPACE}`: `{"status": "ok", …}`, or raise."""
         return {"status": "ok"}
 
+    async def debug(self) -> dict[str, Any]:
+        """What `/debug`, which needs the service token, shows of the namespace beyond `health`; never a secret."""
+        return await self.health()
+
     @property
     def context(self) -> Context:
         """The running call's context; outside a call (a listener, a background task) the app's own."""
