@@ -47,6 +47,7 @@ class RecordingRouter:
     traceparents: list[str | None] = field(default_factory=list)
     replayed: bool = False
     fails: Exception | None = None
+    data: bytes | None = None
     in_flight: int = 0
 
     async def call(self, call: Call, credential: Credential, *, traceparent: str | None = None) -> Answer:
@@ -57,7 +58,8 @@ class RecordingRouter:
             return Answer(Reply.failure(self.fails, call.trace_id))
         if self.fails is not None:
             raise self.fails
-        return Answer(Reply.success(json.dumps(call.method).encode(), call.trace_id), self.replayed)
+        data = self.data or json.dumps(call.method).encode()
+        return Answer(Reply.success(data, call.trace_id), self.replayed)
 
 
 @dataclass
@@ -221,6 +223,17 @@ async def test_the_reply_goes_to_the_reply_channel_too(service: Service) -> None
     channel, data = await service.bus.published.get()
     assert channel == "redis:reply:s1"
     assert data == response.content
+
+
+async def test_a_reply_too_large_for_a_channel_is_told_as_such_there(service: Service) -> None:
+    service.router.data = json.dumps("x" * 300_000).encode()
+    response = await service.post({"method": "NS.a", "reply_to": "redis:reply:s1", "trace_id": "t"})
+    assert response.json()["data"] == "x" * 300_000
+    _, data = await service.bus.published.get()
+    told = json.loads(data)
+    assert (told["ok"], told["error"]["code"], told["trace_id"]) == (False, "FAILED_PRECONDITION", "t")
+    assert "retry_after_ms" not in told["error"]
+    assert len(data) < 1_000
 
 
 async def test_a_reply_channel_out_of_order_never_changes_the_answer(service: Service) -> None:

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from callboard.connections import Connections
-from callboard.errors import InvalidArgs, Unavailable
+from callboard.errors import AlreadyExists, InvalidArgs, Unavailable
 from callboard.fleet import presence_lua as lua
 from callboard.fleet.presence import MAX_SESSIONS, Presence
 from callboard.fleet.presence_lua import ONLINE_EXPIRY, ONLINE_NAMES, UserKeys, session_key
@@ -189,6 +189,23 @@ async def test_a_session_id_moves_to_the_user_who_registers_it(presence: Presenc
     assert seen.transitions == [("ann", True), ("bob", True), ("ann", False)]
     assert await presence.list_sessions("ann") == []
     assert await presence.unregister("shared") == "bob"
+
+
+async def test_a_session_that_must_not_be_moved_stays_where_it_is(presence: Presence) -> None:
+    assert await presence.register("ann", "tab", move=False)
+    with pytest.raises(AlreadyExists):
+        await presence.register("bob", "tab", move=False)
+    assert await presence.owner_of("tab") == "ann"
+    assert [session.session_id for session in await presence.list_sessions("ann")] == ["tab"]
+    assert (await presence.online_users()).users == ["ann"]
+    assert await presence.unregister("tab", uid="bob") is None
+    assert await presence.keep_alive([("ann", "tab"), ("bob", "tab"), ("ann", "gone")]) == {
+        ("bob", "tab"),
+        ("ann", "gone"),
+    }
+    assert not await presence.register("ann", "tab", move=False)
+    assert await presence.unregister("tab", uid="ann") == "ann"
+    assert await presence.owner_of("tab") is None
 
 
 async def test_companies_are_replaced_kept_and_remembered(presence: Presence) -> None:

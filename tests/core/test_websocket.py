@@ -586,6 +586,60 @@ async def test_the_heartbeat_registers_a_session_that_redis_lost(
         assert recorded.lines("task_failed") == []
 
 
+async def test_a_users_credential_takes_no_session_from_another(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    tab, alice, mallory = f"tab-{new_id()}", f"alice-{new_id()[:8]}", f"mallory-{new_id()[:8]}"
+    async with replica(serve, make_settings(), recorded, heartbeat_interval_s=0.02) as desk:
+
+        async def verify(token: str) -> VerifiedToken:
+            return VerifiedToken(token, time.time() + 3_600)
+
+        async def sessions(uid: str) -> list[str]:
+            return [session.session_id for session in await desk.presence.list_sessions(uid)]
+
+        desk.gateway.verify_token = verify
+        ticket = {"type": "auth.ticket", "payload": {"ticket": desk.tickets.issue(mallory)}}
+        token = {"type": "auth.firebase_token", "payload": {"token": mallory}}
+        async with desk.synced(uid=alice, session_id=tab):
+            async with desk.open(None, uid=mallory, session_id=tab) as first:
+                await first.send(json.dumps(ticket))
+                assert (await heard(first))["uid"] == mallory
+                async with desk.open(None, uid=mallory, session_id=tab) as second:
+                    await second.send(json.dumps(token))
+                    confirmed = (await heard(second))["payload"]["sessionId"]
+                    assert (await heard(second))["uid"] == mallory
+                    assert await sessions(alice) == [tab]
+                    hers = await sessions(mallory)
+                    assert (len(hers), confirmed in hers, tab in hers) == (2, True, False)
+            await eventually(lambda: desk.gateway.connections == 1)
+            async with asyncio.timeout(20):
+                while await sessions(mallory):
+                    await asyncio.sleep(0.005)
+            assert await sessions(alice) == [tab]
+            async with desk.synced(uid=mallory, session_id=tab):  # a service may
+                assert await sessions(mallory) == [tab]
+                async with asyncio.timeout(20):  # the heartbeat gives her socket a session of its own
+                    while not (hers := await sessions(alice)):
+                        await asyncio.sleep(0.005)
+                assert hers != [tab]
+                assert await sessions(mallory) == [tab]
+
+
+async def test_clients_that_show_no_credential_are_bounded(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    async with replica(serve, make_settings(), recorded, max_entering=2) as desk, AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(desk.open(None))
+        await eventually(lambda: desk.gateway._entering == 2)
+        assert await desk.refused() == CloseCode.UNAVAILABLE
+        await stack.aclose()
+        await eventually(lambda: desk.gateway._entering == 0)
+        async with desk.synced():
+            pass
+
+
 # -- what clients send
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from callboard.connections import Connections, redis_errors
-from callboard.errors import InvalidArgs, Unavailable
+from callboard.errors import AlreadyExists, InvalidArgs, Unavailable
 from callboard.fleet import presence_lua as lua
 from callboard.fleet.presence_lua import ONLINE_EXPIRY, ONLINE_NAMES, UserKeys, session_key
 from callboard.fleet.sessions import (
@@ -100,10 +100,12 @@ class Presence:
         *,
         backend_route: str | None = None,
         authorized_companies_ids: Sequence[str] | None = None,
+        move: bool = True,
     ) -> bool:
         """Begin a session, or renew it. True when the user came online by this.
 
-        A session id that another user has moves to this one. `authorized_companies_ids` replaces what the user may
+        A session id that another user has moves to this one; with `move` false that is AlreadyExists, and the other
+        user keeps it. `authorized_companies_ids` replaces what the user may
         see, [] meaning nothing; None keeps what there was, also from an earlier visit (30 days).
         """
         check_identifier(uid)
@@ -116,8 +118,11 @@ class Presence:
             # Indexed before it begins, so that the sweep finds what a crash leaves; and after, in case it was swept
             # in between.
             pipeline.eval(lua.INDEX_ADD, 2, *_INDEX, uid, ttl_ms)
-            pipeline.set(session_key(session_id), uid, px=ttl_ms, get=True)
+            pipeline.eval(lua.CLAIM_SESSION, 1, session_key(session_id), uid, ttl_ms, int(move))
             _, before = await pipeline.execute()
+            if not move and before is not None and before.decode() != uid:
+                await self._unindex(uid)
+                raise AlreadyExists("This session is another user's.")
             came, changed = await self._run(
                 lua.ENTER, UserKeys.of(uid), session_id, ttl_ms, route, companies, MAX_SESSIONS
             )
@@ -128,18 +133,27 @@ class Presence:
             await self._run(lua.INDEX_ADD, _INDEX, uid, ttl_ms)
         return bool(came)
 
-    async def unregister(self, session_id: str) -> str | None:
-        """End a session; the user's others live on. Returns the user, or None when there is no such session."""
+    async def owner_of(self, session_id: str) -> str | None:
+        """Whose session it is; None when there is no such session."""
         check_identifier(session_id, "session_id")
         with redis_errors(self._connections):
             owner: Any = await self._connections.commands.get(session_key(session_id))
-            if owner is None:
-                return None
-            uid = owner.decode()
-            alive = await self._leave(uid, session_id)
+        return None if owner is None else str(owner.decode())
+
+    async def unregister(self, session_id: str, *, uid: str | None = None) -> str | None:
+        """End a session; the user's others live on. Returns the user, or None when there is no such session.
+
+        With `uid`, only a session of that user's.
+        """
+        check_identifier(session_id, "session_id")
+        owner = await self.owner_of(session_id)
+        if owner is None or uid not in (None, owner):
+            return None
+        with redis_errors(self._connections):
+            alive = await self._leave(owner, session_id)
             # Last, so that a caller who saw this fail half-way can ask again.
-            await self._run(lua.FREE_SESSION, (session_key(session_id),), uid)
-        return uid if alive else None
+            await self._run(lua.FREE_SESSION, (session_key(session_id),), owner)
+        return owner if alive else None
 
     async def heartbeat(self, session_id: str) -> bool:
         """Keep a session alive for another TTL. False when it is over: register it again."""
@@ -151,31 +165,46 @@ class Presence:
 
         Each round trip is one pipeline for all of them: a few hundred at a time take no other caller's turn for long.
         """
-        session_ids = [check_identifier(session_id, "session_id") for session_id in session_ids]
+        session_ids = list(session_ids)
+        owners = await self._owners(session_ids)
+        alive = await self._touch([(owner, each) for each, owner in owners.items() if owner is not None])
+        return set(session_ids) - {session_id for _, session_id in alive}
+
+    async def keep_alive(self, sessions: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+        """`heartbeat_many` for pairs of user and session; those that are over, or another user's, are returned."""
+        sessions = set(sessions)
+        owners = await self._owners([session_id for _, session_id in sessions])
+        return sessions - await self._touch([each for each in sessions if owners[each[1]] == each[0]])
+
+    async def _owners(self, session_ids: Sequence[str]) -> dict[str, str | None]:
+        for session_id in session_ids:
+            check_identifier(session_id, "session_id")
         if not session_ids:
+            return {}
+        with redis_errors(self._connections):
+            pipeline = self._pipeline()
+            for session_id in session_ids:
+                pipeline.get(session_key(session_id))
+            found = await pipeline.execute()
+        return {each: owner and owner.decode() for each, owner in zip(session_ids, found, strict=True)}
+
+    async def _touch(self, sessions: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Extend sessions, given with their users; those that are alive."""
+        if not sessions:
             return set()
         ttl_ms = self._ttl_ms()
         with redis_errors(self._connections):
-            owners = self._pipeline()
-            for session_id in session_ids:
-                owners.get(session_key(session_id))
-            known = [
-                (session_id, owner.decode())
-                for session_id, owner in zip(session_ids, await owners.execute(), strict=True)
-                if owner is not None
-            ]
             touch = self._pipeline()
-            for session_id, uid in known:
+            for uid, session_id in sessions:
                 touch.eval(lua.TOUCH, 2, *UserKeys.of(uid), session_id, ttl_ms)
-            touched = await touch.execute() if known else []
-            alive = [session for session, yes in zip(known, touched, strict=True) if yes]
+            alive = {each for each, yes in zip(sessions, await touch.execute(), strict=True) if yes}
             extend = self._pipeline()
-            for session_id, uid in alive:
+            for uid, session_id in alive:
                 extend.pexpire(session_key(session_id), ttl_ms)
                 extend.eval(lua.INDEX_ADD, 2, *_INDEX, uid, ttl_ms)
             if alive:
                 await extend.execute()
-        return set(session_ids) - {session_id for session_id, _ in alive}
+        return alive
 
     async def _leave(self, uid: str, session_id: str) -> bool:
         """Take a session from a user; whether it was alive."""

@@ -174,3 +174,12 @@ if #names == tonumber(ARGV[2]) then next = names[#names] end
 return {next, users}
 """
 )
+
+CLAIM_SESSION = """
+local owner = redis.call('GET', KEYS[1])
+if not owner or owner == ARGV[1] or ARGV[3] == '1' then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+end
+return owner
+"""
+"""KEYS: a session. ARGV: uid, TTL in ms, 1 to take it from another user. Returns who had it before, if anybody."""

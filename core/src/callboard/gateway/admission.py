@@ -30,6 +30,9 @@ class VerifiedToken(NamedTuple):
     expires_at: float
 
 
+SessionOwner = Callable[[str], Awaitable[str | None]]
+"""Whose session an id is (`Presence.owner_of`)."""
+
 VerifyToken = Callable[[str], Awaitable[VerifiedToken]]
 """Checks a Firebase ID token; raises Unauthenticated for a bad one, Unavailable when it cannot tell."""
 
@@ -49,6 +52,8 @@ class Admitted(NamedTuple):
     credential: str
     """A credential's name, `ticket` or `id_token`."""
     expires_in_s: float | None
+    may_move: bool = False
+    """Whether it may take a session id from another user. A user's own credential may not."""
 
 
 class _FirstFrame(msgspec.Struct):
@@ -74,6 +79,7 @@ class Admission:
         settings: Settings,
         credentials: Credentials,
         tickets: Tickets,
+        session_owner: SessionOwner,
         *,
         first_frame_timeout_s: float = _FIRST_FRAME_TIMEOUT_S,
     ) -> None:
@@ -81,6 +87,7 @@ class Admission:
         self._origins = {_normal(origin) for origin in settings.allowed_origins}
         self._credentials = credentials
         self._tickets = tickets
+        self._session_owner = session_owner
         self._first_frame_timeout_s = first_frame_timeout_s
         self._first_frame = msgspec.json.Decoder(_FirstFrame)
         self.verify_token: VerifyToken | None = None
@@ -115,7 +122,7 @@ class Admission:
             credential = self._credentials.identify_headers(socket.headers)
             if not credential.allows(_ACTS_FOR_USERS):  # who may issue tickets may also do without
                 raise Refused(CloseCode.FORBIDDEN)
-            return Admitted(visit, credential.name, None)
+            return Admitted(visit, credential.name, None, may_move=True)
         try:
             async with asyncio.timeout(self._first_frame_timeout_s):
                 text = await socket.receive()
@@ -151,10 +158,18 @@ class Admission:
             raise
         if not visit.session_id and payload.session_id:
             visit.session_id = check_identifier(payload.session_id, "sessionId")
-        visit.session_id = visit.session_id or new_id()
+        if not visit.session_id or await self._is_anothers(visit):
+            visit.session_id = new_id()
         confirmed = {"uid": verified.uid, "sessionId": visit.session_id}
         await socket.send(encode({"type": "auth.session_confirmed", "payload": confirmed}).decode())
         return Admitted(visit, "id_token", max(0.0, verified.expires_at - time.time()))
+
+    async def _is_anothers(self, visit: Visit) -> bool:
+        """Whether the session is another user's now, so that the id that is confirmed is the one that is used."""
+        try:
+            return await self._session_owner(visit.session_id) not in (None, visit.uid)
+        except Unavailable:
+            return False  # whoever registers it is told
 
 
 def parse_query(query: bytes) -> Visit:

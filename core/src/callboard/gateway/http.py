@@ -16,7 +16,16 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from callboard.credentials import Credential, Credentials
-from callboard.errors import BadRequest, BodyTooLarge, CallError, NotJson, ResourceExhausted, Unavailable
+from callboard.errors import (
+    BadRequest,
+    BodyTooLarge,
+    CallError,
+    FailedPrecondition,
+    NotJson,
+    ResourceExhausted,
+    Unavailable,
+)
+from callboard.events.bus import MAX_EVENT_BYTES
 from callboard.gateway.answers import Headers, internal, refuse, respond
 from callboard.lifecycle import Lifecycle
 from callboard.messages import Call, Reply, decode_call, decode_kwargs, encode, new_id, trace_id_of
@@ -182,6 +191,11 @@ class _Door:
             return await asyncio.to_thread(decode, body)
 
     async def _publish(self, channel: str, answer: bytes, trace_id: str) -> None:
+        if len(answer) > MAX_EVENT_BYTES:
+            # Not one that invites a retry: the call is done.
+            error = FailedPrecondition("The call is done; its answer is too large for a channel.")
+            answer = encode(Reply.failure(error, trace_id))
+            self._telemetry.log.warning("rpc_error", code=error.code, trace_id=trace_id, stage="reply_to")
         try:
             await self._bus.publish_raw(channel, answer)
         except Exception as exc:  # noqa: BLE001 - the caller has its answer; this copy of it is a convenience

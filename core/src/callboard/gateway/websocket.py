@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from callboard.credentials import Credentials
-from callboard.errors import Unavailable
+from callboard.errors import AlreadyExists, Unavailable
 from callboard.events.hub import Hub
 from callboard.gateway.admission import Admission, Admitted, VerifyToken, Visit
 from callboard.gateway.closing import REASONS, CloseCode, Gone, Refused
@@ -31,6 +31,7 @@ from callboard.gateway.connection import Connection, Limits
 from callboard.gateway.socket import Socket
 from callboard.gateway.tickets import Tickets
 from callboard.lifecycle import Lifecycle
+from callboard.messages import new_id
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry, where_raised
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 _BEATS_AT_A_TIME = 200
 _REGISTRATIONS_AT_A_TIME = 16
 _RESYNCS_PER_S = 200
+_MAX_ENTERING = 1_000
+"""Sockets that have not shown a credential yet; each may take 5 s for it."""
 _DRAIN_BATCH = 50
 _DRAIN_WAIT_S = 3.0
 T = TypeVar("T")
@@ -69,12 +72,15 @@ class WebSocketGateway:
         verify_token: VerifyToken | None = None,
         limits: Limits | None = None,
         first_frame_timeout_s: float = 5.0,
+        max_entering: int = _MAX_ENTERING,
         drain_spread_s: float = 3.0,
         tend_interval_s: float = 1.0,
         heartbeat_interval_s: float | None = None,
     ) -> None:
         """`verify_token` checks Firebase ID tokens; without it they are refused. It may be set later."""
-        self._admission = Admission(settings, credentials, tickets, first_frame_timeout_s=first_frame_timeout_s)
+        self._admission = Admission(
+            settings, credentials, tickets, presence.owner_of, first_frame_timeout_s=first_frame_timeout_s
+        )
         self._admission.verify_token = verify_token
         self._hub = hub
         self._bus = bus
@@ -83,12 +89,14 @@ class WebSocketGateway:
         self._lifecycle = lifecycle
         self._telemetry = telemetry
         self._limits = limits or Limits()
+        self._max_entering = max_entering
         self._drain_spread_s = drain_spread_s
         self._tend_interval_s = tend_interval_s
         self._heartbeat_interval_s = heartbeat_interval_s or settings.heartbeat_interval_s
         self._open: dict[Connection, Visit] = {}
-        self._sessions: Counter[str] = Counter()
+        self._sessions: Counter[tuple[str, str]] = Counter()
         self._served = 0
+        self._entering = 0
         self._nobody_served = asyncio.Event()
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -127,9 +135,12 @@ class WebSocketGateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One WebSocket, from its handshake to its end."""
         socket = Socket(scope, receive, send)
+        self._entering += 1
         try:
             await socket.accept()
             self._refuse_unless_ready()
+            if self._entering > self._max_entering:
+                raise Refused(CloseCode.UNAVAILABLE)
             admitted = await self._admission.admit(socket)
             self._refuse_unless_ready()
         except Gone:
@@ -144,6 +155,8 @@ class WebSocketGateway:
             self._count_closed(CloseCode.UNAVAILABLE)
             await socket.close(CloseCode.UNAVAILABLE, CloseCode.UNAVAILABLE.reason)
             return
+        finally:
+            self._entering -= 1
         await self._serve(socket, admitted)
 
     def _refuse_unless_ready(self) -> None:
@@ -168,7 +181,7 @@ class WebSocketGateway:
         log.info("ws_connect", credential=admitted.credential)
         code = 1006
         try:
-            await self._register(visit)
+            await self._begin_session(visit, move=admitted.may_move)
             code = await connection.run(self._channels(visit))
         finally:
             self._closed(connection, visit)
@@ -183,15 +196,18 @@ class WebSocketGateway:
 
     def _opened(self, connection: Connection, visit: Visit) -> None:
         self._open[connection] = visit
-        self._sessions[visit.session_id] += 1
+        self._sessions[_key(visit)] += 1
         self._telemetry.metrics.ws_connections.set(len(self._open))
 
     def _closed(self, connection: Connection, visit: Visit) -> None:
         del self._open[connection]
-        self._sessions[visit.session_id] -= 1
-        if not self._sessions[visit.session_id]:
-            del self._sessions[visit.session_id]
+        self._uncount(visit)
         self._telemetry.metrics.ws_connections.set(len(self._open))
+
+    def _uncount(self, visit: Visit) -> None:
+        self._sessions[_key(visit)] -= 1
+        if not self._sessions[_key(visit)]:
+            del self._sessions[_key(visit)]
 
     def _channels(self, visit: Visit) -> list[str]:
         channels = self._bus.channels_of_user(visit.uid)
@@ -209,28 +225,38 @@ class WebSocketGateway:
 
     # -- presence
 
-    async def _register(self, visit: Visit) -> None:
+    async def _begin_session(self, visit: Visit, *, move: bool) -> None:
         try:
-            await self._presence.register(visit.uid, visit.session_id)
+            await self._register(visit, move=move)
         except Unavailable:
             return  # `connections` reports the outage; the heartbeat registers what is not there
+
+    async def _register(self, visit: Visit, *, move: bool = False) -> None:
+        """Begin the session, or renew it; under a fresh id when this one is another user's and must not be moved."""
+        try:
+            await self._presence.register(visit.uid, visit.session_id, move=move)
+        except AlreadyExists:
+            self._uncount(visit)
+            visit.session_id = new_id()
+            self._sessions[_key(visit)] += 1
+            await self._presence.register(visit.uid, visit.session_id, move=False)
 
     async def _unregister(self, visit: Visit) -> None:
         if self._is_open(visit):
             return
         try:
-            await self._presence.unregister(visit.session_id)
+            await self._presence.unregister(visit.session_id, uid=visit.uid)
         except Unavailable:
             return  # the session ends by its TTL
 
     def _is_open(self, visit: Visit) -> bool:
         """Whether a socket of this session is here: a page that reloads opens the new one before the old closes."""
-        return visit.session_id in self._sessions
+        return _key(visit) in self._sessions
 
     async def _beat(self) -> None:
         """Keep the sessions of all sockets alive, spread over the interval."""
         while True:
-            visits = list({visit.session_id: visit for visit in self._open.values()}.values())
+            visits = list({_key(visit): visit for visit in self._open.values()}.values())
             batches = list(_batches(visits, _BEATS_AT_A_TIME))
             for batch in batches:
                 await self._keep_alive(batch)
@@ -240,11 +266,11 @@ class WebSocketGateway:
 
     async def _keep_alive(self, visits: list[Visit]) -> None:
         try:
-            gone = await self._presence.heartbeat_many(visit.session_id for visit in visits)
+            gone = await self._presence.keep_alive(map(_key, visits))
         except Exception as error:  # noqa: BLE001 - the next beat may do better
             self._beat_failed(error)
             return
-        lost = [visit for visit in visits if visit.session_id in gone]
+        lost = [visit for visit in visits if _key(visit) in gone]
         for some in _batches(lost, _REGISTRATIONS_AT_A_TIME):
             for outcome in await asyncio.gather(*map(self._register_anew, some), return_exceptions=True):
                 if isinstance(outcome, Exception):
@@ -253,7 +279,7 @@ class WebSocketGateway:
     async def _register_anew(self, visit: Visit) -> None:
         if not self._is_open(visit):
             return
-        await self._presence.register(visit.uid, visit.session_id)
+        await self._register(visit)
         if not self._is_open(visit):  # it closed meanwhile
             await self._unregister(visit)
 
@@ -292,6 +318,10 @@ class WebSocketGateway:
                 self._telemetry.log.warning("service_drain", stalled_sockets=len(self._open))
         for connection in list(self._open):
             connection.abort()
+
+
+def _key(visit: Visit) -> tuple[str, str]:
+    return visit.uid, visit.session_id
 
 
 def _batches(items: list[T], size: int) -> Iterator[list[T]]:
