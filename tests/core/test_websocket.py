@@ -27,8 +27,9 @@ from callboard.errors import Unauthenticated, Unavailable
 from callboard.events.bus import Bus
 from callboard.events.hub import Hub
 from callboard.fleet.leases import Leases
-from callboard.fleet.listeners import Listeners, Reading
+from callboard.fleet.listeners import Listeners
 from callboard.fleet.presence import Presence
+from callboard.fleet.snapshots import Reading
 from callboard.gateway.admission import VerifiedToken
 from callboard.gateway.closing import CloseCode
 from callboard.gateway.connection import Limits
