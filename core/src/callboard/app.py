@@ -203,7 +203,7 @@ class Callboard:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await close()
         except Exception as error:  # noqa: BLE001 - the others still have to be closed
-            self.telemetry.log.error("task_died", task=f"close of {plugin.name}", error=type(error).__name__)
+            self.telemetry.log.error("task_failed", task=f"close of {plugin.name}", error=type(error).__name__)
 
     async def _prove_bus(self) -> None:
         """Wait a little for the bus's first probe; without Redis the service starts all the same, and heals."""

@@ -236,7 +236,7 @@ async def _keep_demo_user_online(callboard: Any, port: int) -> None:
             if not await callboard.presence.heartbeat("demo-session"):
                 await callboard.presence.register("demo", "demo-session")
         except CallboardError as error:
-            callboard.telemetry.log.warning("task_died", task="demo user", error=error.message, restarted=True)
+            callboard.telemetry.log.warning("task_failed", task="demo user", code=getattr(error, "code", ""))
         await asyncio.sleep(callboard.settings.heartbeat_interval_s)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _FLUSH_TIMEOUT_S = 1.0
 _MAX_FRAMES_PER_S = 100
+_TURN_S = 0.5
 _PONG = '{"type":"pong"}'
 
 
@@ -172,29 +174,42 @@ class Connection:
         while True:
             segments = self._listeners.segments()
             self._outbox.begin(segments)
-            readers = {self._spawn(self._sync(name), "websocket sync") for name in segments}
+            readers: set[asyncio.Task[None]] = set()
+            told: asyncio.Event | None = None
+            for name in segments:
+                before, told = told, asyncio.Event()
+                readers.add(self._spawn(self._sync(name, before, told), "websocket sync"))
             try:
                 await self._outbox.gap()
             finally:
                 await _end(readers)
             await asyncio.sleep(self._resync_delay_s())
 
-    async def _sync(self, name: str) -> None:
-        """Put one listener's sync into the outbox; try until it is there."""
+    async def _sync(self, name: str, before: asyncio.Event | None, told: asyncio.Event) -> None:
+        """Put one listener's sync into the outbox; try until it is there. `told` is set when it is, or was tried.
+
+        Syncs keep the listeners' order, but none waits long for the one `before` it.
+        """
         failures = 0
-        while not await self._is_read(name):
+        while not await self._is_read(name, before):
+            told.set()
             failures += 1
             first, longest = self._limits.resync_backoff_s
             await asyncio.sleep(random.uniform(first / 5, min(longest, first * 2 ** min(failures, 10))))  # noqa: S311
             self._outbox.hold(name, self._listeners.segments()[name])
+        told.set()
 
-    async def _is_read(self, name: str) -> bool:
+    async def _is_read(self, name: str, before: asyncio.Event | None) -> bool:
         try:
             reading = await self._listeners.read_one(self.uid, name)
         except Exception as error:  # noqa: BLE001 - Redis is away, say: the socket lives, and its events wait
             uid = self._telemetry.user(self.uid)
             self._telemetry.log.warning("listener_error", listener=name, uid=uid, **where_raised(error))
             return False
+        if before is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TURN_S):
+                    await before.wait()
         if reading is None:
             covered = self._outbox.failed(name)
         else:

@@ -193,7 +193,7 @@ class Idempotency:
             except Unavailable:
                 continue  # told by the bus already; the next round tries again
             except Exception as error:  # noqa: BLE001 - without the keeper every lease would lapse
-                self._log.error("task_died", task="idempotency", restarted=True, **where_raised(error))
+                self._log.error("task_failed", task="idempotency", **where_raised(error))
 
     async def _end_delayed(self) -> None:
         for ending in list(self._delayed.values()):
