@@ -112,7 +112,7 @@ async def serving(
 ) -> AsyncIterator[Service]:
     """`running`, behind the real server on a free port of the loopback."""
     callboard = _build(plugins, environ, telemetry)
-    server = Server(callboard)
+    server = Server(callboard, own_process=False)
     listener = listen("127.0.0.1", 0)
     task = asyncio.create_task(server._serve([listener]), name="server")  # serve() would take the signals
     try:
