@@ -191,11 +191,11 @@ class Listeners:
         )
 
     def status(self) -> list[dict[str, Any]]:
-        """What runs here, for `/debug`: since and last_event_at in ISO 8601, UTC; user ids hashed unless debug."""
+        """What runs here, for `/debug`: since and last_event_at in ISO 8601, UTC; user ids as they are."""
         return [
             {
                 "listener": one.declared.name,
-                "uid": self._telemetry.user(one.user.uid),
+                "uid": one.user.uid,
                 "owner": self._replica,
                 "since": one.since,
                 "last_event_at": one.last_event_at,
