@@ -13,8 +13,11 @@ import pytest
 from google.cloud import firestore
 from google.cloud.firestore_v1.types import ListenRequest, Target, TargetChange
 
+from callboard_local import StripeControl, StripeProcess
 from callboard_local.session_loop import anyio_backend as anyio_backend
 from callboard_local.session_loop import one_event_loop as one_event_loop
+
+from .stripe_api import StripeApi
 
 WAIT_S = 15.0
 
@@ -193,3 +196,13 @@ def _plain(fields: Any) -> dict[str, Any]:
         for name, value in fields.items()
         if value.WhichOneof("value_type") in {"integer_value", "string_value", "boolean_value", "double_value"}
     }
+
+
+@pytest.fixture(params=["synchronous", "asynchronous"])
+async def stripe_api(
+    request: pytest.FixtureRequest, stripe_server: StripeProcess, stripe_account: StripeControl
+) -> AsyncIterator[StripeApi]:
+    """Stripe's own client on an account of its own, used in either way."""
+    api = StripeApi(stripe_server.url, stripe_account.secret_key, synchronous=request.param == "synchronous")
+    yield api
+    await api.close()

@@ -28,8 +28,10 @@ def taken_port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-async def test_they_start_on_fixed_ports_tell_the_environment_and_stop() -> None:
+async def test_they_start_on_fixed_ports_tell_the_environment_and_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     base = free_port()
+    monkeypatch.setenv("STRIPE_CANCEL_URL", "http://localhost:3000/cart")
+    monkeypatch.delenv("STRIPE_SUCCESS_URL", raising=False)
     before = dict(os.environ)
     async with Backends(base, project="p", seed=False) as backends:
         assert backends.environ == {
@@ -38,21 +40,28 @@ async def test_they_start_on_fixed_ports_tell_the_environment_and_stop() -> None
             "LISTENERS_REDIS_TLS": "false",
             "FIRESTORE_EMULATOR_HOST": f"127.0.0.1:{base + 2}",
             "GOOGLE_PROJECT_ID": "p",
+            "STRIPE_SECRET_KEY": "sk_test_callboard_local",
+            "STRIPE_WEBHOOK_SECRET": "whsec_callboard_local",
+            "STRIPE_API_BASE": f"http://127.0.0.1:{base + 4}",
+            "STRIPE_SUCCESS_URL": f"http://127.0.0.1:{base + 4}/paid",
+            "STRIPE_CANCEL_URL": "http://localhost:3000/cart",
         }
         async with redis.asyncio.from_url(backends.valkey.url) as client:
             assert await client.ping()
         assert not is_free(base + 2)
-    assert is_free(base + 1)
-    assert is_free(base + 2)
+        assert not is_free(base + 4)
+    for offset in (1, 2, 4):
+        assert is_free(base + offset)
     assert dict(os.environ) == before
 
 
-@pytest.mark.parametrize(("offset", "name"), [(1, "Valkey"), (2, "Firestore")])
-async def test_a_taken_port_names_the_back_end_and_stops_the_other(taken_port: int, offset: int, name: str) -> None:
+@pytest.mark.parametrize(("offset", "name"), [(1, "Valkey"), (2, "Firestore"), (4, "Stripe")])
+async def test_a_taken_port_names_the_back_end_and_stops_the_others(taken_port: int, offset: int, name: str) -> None:
     base = taken_port - offset
     with pytest.raises(PortInUseError, match=f"{name} cannot listen on 127.0.0.1:{taken_port}"):
         await Backends(base, seed=False).__aenter__()
-    assert is_free(base + 3 - offset)
+    for other in {1, 2, 4} - {offset}:
+        assert is_free(base + other)
 
 
 async def test_a_death_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 # Beside a wheel there is no file, but the wheel carries its text.
 TEXT = README.read_text() if README.is_file() else str(metadata("callboard-local").json["description"])
-FIRST, SECOND, CONFTEST = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+FIRST, SECOND, CONFTEST, STRIPE = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -30,3 +30,9 @@ def test_the_fixtures_come_with_the_package(tmp_path: Path) -> None:
     except subprocess.CalledProcessError as error:
         pytest.fail(error.stdout)
     assert "2 passed" in output
+
+
+def test_the_stripe_stand_in_takes_a_payment(tmp_path: Path) -> None:
+    url, status = run("-W", "ignore", "-c", STRIPE, cwd=tmp_path).split()
+    assert "/c/pay/cs_test_" in url
+    assert status == "paid"

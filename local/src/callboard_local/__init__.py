@@ -5,6 +5,16 @@ from .child import StartError
 from .firestore_process import FirestoreProcess
 from .google_emulator import GoogleFirestoreProcess
 from .server import PortInUseError
+from .stripe_process import StripeControl, StripeProcess
 from .valkey import ValkeyServer
 
-__all__ = ["Backends", "FirestoreProcess", "GoogleFirestoreProcess", "PortInUseError", "StartError", "ValkeyServer"]
+__all__ = [
+    "Backends",
+    "FirestoreProcess",
+    "GoogleFirestoreProcess",
+    "PortInUseError",
+    "StartError",
+    "StripeControl",
+    "StripeProcess",
+    "ValkeyServer",
+]

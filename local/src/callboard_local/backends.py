@@ -11,20 +11,23 @@ from typing import TYPE_CHECKING, Self
 
 from .firestore_process import FirestoreProcess
 from .server import ServerProcess, in_thread
+from .stripe_process import SECRET_KEY, StripeProcess
 from .valkey import ValkeyServer
 
 if TYPE_CHECKING:
     from google.cloud.firestore import AsyncClient
 
 _EMULATOR_VARIABLE = "FIRESTORE_EMULATOR_HOST"
+_WEBHOOK_SECRET = "whsec_callboard_local"  # noqa: S105 - of a stand-in: it opens nothing else
 
 
 class Backends:
     """`async with Backends(base_port=8080) as backends: os.environ.update(backends.environ)`.
 
-    Valkey listens on the port after `base_port`, Firestore on the second after it; the third and fourth are
-    kept for the Realtime Database and Stripe. `base_port` 0 takes free ones. `seed` writes sample data for the
-    user `demo`, where it is missing; `data` is a file to keep Firestore's documents in. Raises `StartError`.
+    Valkey listens on the port after `base_port`, Firestore on the second, Stripe on the fourth; the third is kept for
+    the Realtime Database. Stripe's webhooks go to the service on `base_port` itself. `base_port` 0 takes free ones, and
+    then webhooks go nowhere. `seed` writes sample data for the user `demo`, where it is missing; `data` is a file to
+    keep Firestore's documents in. Raises `StartError`.
     """
 
     def __init__(
@@ -33,6 +36,11 @@ class Backends:
         self.project = project
         self.valkey = ValkeyServer(base_port + 1 if base_port else 0)
         self.firestore = FirestoreProcess(base_port + 2 if base_port else 0, data=data)
+        self.stripe = StripeProcess(
+            base_port + 4 if base_port else 0,
+            webhook_url=f"http://127.0.0.1:{base_port}/webhooks/stripe" if base_port else None,
+            webhook_secret=_WEBHOOK_SECRET,
+        )
         self._seed = seed
 
     @property
@@ -44,6 +52,12 @@ class Backends:
             "LISTENERS_REDIS_TLS": "false",
             _EMULATOR_VARIABLE: self.firestore.address,
             "GOOGLE_PROJECT_ID": self.project,
+            "STRIPE_SECRET_KEY": SECRET_KEY,
+            "STRIPE_WEBHOOK_SECRET": _WEBHOOK_SECRET,
+            "STRIPE_API_BASE": self.stripe.url,
+            # An application of one's own to come back to may be set already.
+            "STRIPE_SUCCESS_URL": os.environ.get("STRIPE_SUCCESS_URL") or f"{self.stripe.url}/paid",
+            "STRIPE_CANCEL_URL": os.environ.get("STRIPE_CANCEL_URL") or f"{self.stripe.url}/cancelled",
         }
 
     async def died(self) -> str:
@@ -75,7 +89,7 @@ class Backends:
         await self._stop()
 
     def _servers(self) -> list[ServerProcess]:
-        return [self.valkey, self.firestore]
+        return [self.valkey, self.firestore, self.stripe]
 
     async def _start(self) -> None:
         starting = [in_thread(server.start) for server in self._servers()]

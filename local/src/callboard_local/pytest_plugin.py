@@ -7,6 +7,7 @@ import pytest
 
 from .firestore_process import FirestoreProcess
 from .google_emulator import JAR_PACKAGE, JAVA_PACKAGE, GoogleFirestoreProcess
+from .stripe_process import StripeControl, StripeProcess
 from .valkey import ValkeyServer
 
 
@@ -56,3 +57,16 @@ def firestore_address(request: pytest.FixtureRequest) -> str:
 def firestore_project() -> str:
     """A project id that nobody else uses: an empty Firestore of your own on the shared server."""
     return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def stripe_server() -> Iterator[StripeProcess]:
+    """A Stripe stand-in shared by the whole session: use a key of your own, and do not stop it."""
+    with StripeProcess(retry_s=0.05) as server:
+        yield server
+
+
+@pytest.fixture
+def stripe_account(stripe_server: StripeProcess) -> StripeControl:
+    """An account that nobody else uses, by its `secret_key`, and what a test may do to it."""
+    return stripe_server.control(f"sk_test_{uuid.uuid4().hex}")

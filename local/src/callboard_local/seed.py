@@ -64,6 +64,7 @@ def _documents(home: str) -> dict[str, dict[str, Any]]:
             "APBookeeper_step_status": _STEPS,
         },
         f"{home}/billing/current_balance": {
+            "currency": "CHF",
             "current_balance": 37.5,
             "current_balance_minor": 3750,
             "current_topping": 50.0,
