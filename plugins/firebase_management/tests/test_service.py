@@ -25,29 +25,41 @@ SIGNATURES = [
     "add_or_update_job_by_batch_id(collection_path, job_data)",
     "add_or_update_job_by_file_id(collection_path, job_data)",
     "add_or_update_job_by_job_id(collection_path, job_data)",
+    "add_top_up(mandate_path, top_up)",
     "check_job_status(user_id, job_id=None, file_id=None)",
     "delete_doc_id(doc_path)",
     "delete_document_recursive(doc_path, batch_size=100)",
     "delete_documents_by_full_paths(document_paths)",
     "delete_notifications(user_id, job_id=None)",
     "fetch_documents_from_firestore(collection_path, mandat_id_value, max_docs=None)",
+    "get_all_expenses(mandate_path, after=None, limit=None)",
+    "get_balance_info(mandate_path=None, user_id=None)",
     "get_document(document_path)",
     "get_notifications(user_id, read=None, limit=100)",
     "get_raw_document(document_path)",
     "get_unread_notifications(user_id, limit=50)",
+    "get_user_balance(mandate_path=None, user_id=None)",
+    "process_immediate_top_up(user_id, amount, transaction_path=None)",
+    "process_stripe_webhook(event_data)",
+    "retrieve_stripe_session(session_id)",
     "set_document(document_path, data, merge=False)",
     "update_firebase_doc(doc_path, update_data)",
     "update_job_status(user_id, job_id, new_status, additional_info=None)",
+    "upload_token_usage(user_id, data)",
 ]
 
-PLAIN_WRITES = {"add_document", "add_new_document"}
+PLAIN_WRITES = {"add_document", "add_new_document", "add_top_up", "process_immediate_top_up"}
 READS = {
     "check_job_status",
     "fetch_documents_from_firestore",
+    "get_all_expenses",
+    "get_balance_info",
     "get_document",
     "get_notifications",
     "get_raw_document",
     "get_unread_notifications",
+    "get_user_balance",
+    "retrieve_stripe_session",
 }
 
 

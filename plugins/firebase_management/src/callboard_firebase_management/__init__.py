@@ -1,6 +1,6 @@
-"""The namespace FIREBASE_MANAGEMENT: Firestore documents, jobs and notifications."""
+"""The namespace FIREBASE_MANAGEMENT: Firestore documents, jobs, notifications and billing."""
 
-from callboard_firebase_management.hooks import register_health_checks, register_services
+from callboard_firebase_management.hooks import register_health_checks, register_routes, register_services
 from callboard_firebase_management.items import Item, notification_item
 from callboard_firebase_management.listener import NotificationListener
 from callboard_firebase_management.service import FirebaseManagement
@@ -11,5 +11,6 @@ __all__ = [
     "NotificationListener",
     "notification_item",
     "register_health_checks",
+    "register_routes",
     "register_services",
 ]

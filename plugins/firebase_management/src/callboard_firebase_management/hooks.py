@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from starlette.routing import BaseRoute
+
 from callboard import Service, hookimpl
 from callboard.hookspecs import HealthCheck
 from callboard.host import Host
 from callboard_firebase import Firebase
 from callboard_firebase_management.service import FirebaseManagement
 from callboard_firebase_management.store import firestore_health
+from callboard_firebase_management.webhook import webhook_route
 
 
 @hookimpl
 def register_services() -> Sequence[type[Service]]:
     return [FirebaseManagement]
+
+
+@hookimpl
+def register_routes(host: Host) -> Sequence[BaseRoute]:
+    return [webhook_route(host)]
 
 
 @hookimpl

@@ -1,0 +1,72 @@
+"""`POST /webhooks/stripe`: Stripe tells of payments.
+
+There is no service token: the signature over the raw bytes is the credential. 200 means that the event is dealt with,
+for good. Anything else makes Stripe send it again, for up to three days: 400 for a signature that does not fit, 413 for
+a body larger than any event, 503 while Firestore is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from callboard import CallError, InvalidArgs, Unavailable
+from callboard.errors import BodyTooLarge
+from callboard.host import Host
+from callboard_firebase import Firebase
+from callboard_firebase_management.confirmations import Confirmations
+from callboard_firebase_management.ledger import Ledger
+from callboard_firebase_management.payments import Payments
+
+PATH = "/webhooks/stripe"
+MAX_BODY_BYTES = 256 * 1024
+BODY_TIMEOUT_S = 10.0
+TIMEOUT_S = 15.0
+"""For the work; Stripe gives up on an answer after some more."""
+
+AT_ONCE = 50
+
+
+def webhook_route(host: Host) -> Route:
+    """The route of an app."""
+    return Route(PATH, StripeWebhook(host).receive, methods=["POST"])
+
+
+class StripeWebhook:
+    """Verifies, then applies. The event is applied before the answer: an answer is a promise that it was."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._log = host.telemetry.log.bind(namespace="FIREBASE_MANAGEMENT")
+        self._room = asyncio.Semaphore(AT_ONCE)
+
+    async def receive(self, request: Request) -> Response:
+        payload = await _body(request)
+        event = (await self._host.shared(Payments)).verified(payload, request.headers.get("stripe-signature", ""))
+        firebase = await self._host.shared(Firebase)
+        confirmations = Confirmations(Ledger(firebase.client), self._log, self._host.telemetry)
+        try:
+            async with asyncio.timeout(TIMEOUT_S), self._room:
+                await confirmations.apply(event)
+        except (CallError, TimeoutError) as error:
+            code = error.code if isinstance(error, CallError) else "DEADLINE_EXCEEDED"
+            self._log.warning("webhook_failed", event_id=event.get("id"), code=code)
+            raise Unavailable("The event could not be applied; send it again.") from error
+        return JSONResponse({"received": True})
+
+
+async def _body(request: Request) -> bytes:
+    """The raw bytes, not one more than an event may have."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise BodyTooLarge
+    except (TimeoutError, ClientDisconnect):
+        raise InvalidArgs("The body did not arrive.") from None
+    return bytes(body)
