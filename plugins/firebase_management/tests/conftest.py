@@ -20,6 +20,7 @@ from callboard.service import Context
 from callboard.settings import Settings, load
 from callboard.telemetry import Telemetry
 from callboard_firebase_management import FirebaseManagement
+from callboard_local import StripeControl, StripeProcess
 from callboard_local.session_loop import anyio_backend as anyio_backend
 from callboard_local.session_loop import one_event_loop as one_event_loop
 
@@ -62,7 +63,7 @@ async def make_service(bus: Recorded, log: io.StringIO) -> AsyncIterator[Callabl
             telemetry = Telemetry(replica="test", debug=True, stream=log)
             unused: Any = None
             host = Host(
-                settings=load(Settings, {}),
+                settings=load(Settings, environ),
                 environ=environ,
                 telemetry=telemetry,
                 connections=unused,
@@ -114,3 +115,30 @@ def store(client: AsyncClient) -> Callable[[str, dict[str, Any]], Awaitable[None
         await client.document(path).set(fields)
 
     return write
+
+
+@pytest.fixture
+def stripe_environ(stripe_server: StripeProcess, stripe_account: StripeControl) -> dict[str, str]:
+    """The Stripe variables of an account of this test's own."""
+    return {
+        "STRIPE_SECRET_KEY": stripe_account.secret_key,
+        "STRIPE_API_BASE": stripe_server.url,
+        "STRIPE_SUCCESS_URL": "https://app.example.com/done",
+        "STRIPE_CANCEL_URL": "https://app.example.com/back",
+    }
+
+
+@pytest.fixture
+async def paid_service(
+    make_service: Callable[..., FirebaseManagement],
+    firestore_address: str,
+    firestore_project: str,
+    stripe_environ: dict[str, str],
+) -> AsyncIterator[FirebaseManagement]:
+    """The open service on an empty Firestore, with a Stripe account."""
+    service = make_service(
+        GOOGLE_PROJECT_ID=firestore_project, FIRESTORE_EMULATOR_HOST=firestore_address, **stripe_environ
+    )
+    await service.open()
+    with blockbuster_ctx(["callboard", "callboard_firebase", "callboard_firebase_management"]):
+        yield service

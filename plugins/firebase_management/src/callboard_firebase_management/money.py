@@ -77,7 +77,7 @@ def charge(amount: Amount | Decimal, currency: Currency) -> int:
         raise InvalidArgs("amount: it is too large.")
     minor = value.scaleb(currency.exponent)
     if minor % currency.charged:
-        decimals = len(str(Decimal(currency.charged).scaleb(-currency.exponent))) - 2
+        decimals = len(str(Decimal(currency.charged).scaleb(-currency.exponent).normalize())) - 2
         raise InvalidArgs(f"amount: {currency.code} is charged with {max(0, decimals)} decimals.")
     return int(minor)
 
