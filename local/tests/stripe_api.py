@@ -28,6 +28,7 @@ class StripeApi:
     def __init__(self, url: str, secret_key: str, *, synchronous: bool) -> None:
         self._http: Any = stripe.HTTPXClient(timeout=10, allow_sync_methods=synchronous)
         self._synchronous = synchronous
+        stripe.enable_telemetry = False  # it writes into the home folder
         self.client = stripe.StripeClient(
             secret_key, base_addresses={"api": url}, http_client=self._http, max_network_retries=0
         )

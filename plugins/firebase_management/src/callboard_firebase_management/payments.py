@@ -7,7 +7,6 @@ on. Stripe's texts, which may quote parameters, are in `__cause__` alone.
 from __future__ import annotations
 
 import asyncio
-import platform
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from types import TracebackType
@@ -169,9 +168,8 @@ class Payments:
         return self._client
 
     def _connect(self, key: str) -> stripe.StripeClient:
-        """Reads certificates from the disk, and asks the system who it is, which Stripe's client sends along."""
-        platform.platform()
-        platform.uname()
+        """Reads certificates from the disk. Telemetry, a switch for the process, would read a file at every request."""
+        stripe.enable_telemetry = False
         self._http = stripe.HTTPXClient(timeout=_ATTEMPT)
         return stripe.StripeClient(
             key,
