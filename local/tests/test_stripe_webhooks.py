@@ -147,6 +147,18 @@ async def test_endpoints_are_kept_changed_and_deleted(stripe_api: StripeApi, rec
     assert receiver.received == []
 
 
+async def test_what_happened_can_be_forgotten(
+    stripe_api: StripeApi, stripe_account: StripeControl, receiver: Receiver
+) -> None:
+    made = await stripe_api("webhook_endpoints.create", {"url": receiver.url, "enabled_events": ["*"]})
+    session = await stripe_api("checkout.sessions.create", CHECKOUT)
+    await stripe_account.pay(session.id)
+    await stripe_account.forget()
+    state = await stripe_account.state()
+    assert [state[name] for name in ("attempts", "requests", "events", "sessions")] == [[]] * 4
+    assert (await stripe_api("webhook_endpoints.retrieve", made.id)).id == made.id
+
+
 async def test_nothing_is_sent_off_this_machine(stripe_api: StripeApi) -> None:
     for url in ("https://example.com/hook", "http://10.0.0.1/", "ftp://127.0.0.1/", "nonsense"):
         with pytest.raises(stripe.InvalidRequestError) as refused:

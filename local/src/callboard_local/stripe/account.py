@@ -67,6 +67,13 @@ class Account:
                 self.send(self, event, endpoint)
         return event
 
+    def forget(self) -> None:
+        """All but the webhook endpoints and the idempotency keys."""
+        for kept in (self.sessions, self.line_items, self.intents, self.intent_details, self.events):
+            kept.clear()
+        self.requests.clear()
+        self.attempts.clear()
+
     def listening(self, kind: str) -> list[Object]:
         return [
             endpoint

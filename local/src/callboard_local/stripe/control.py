@@ -15,7 +15,7 @@ from .faults import Fault
 from .objects import Object
 from .parameters import Parameters
 
-ACTIONS = ("pay", "settle", "expire", "deliver", "hold", "fail", "heal", "state")
+ACTIONS = ("pay", "settle", "expire", "deliver", "hold", "fail", "heal", "forget", "state")
 
 
 def control_routes(accounts: Accounts) -> list[BaseRoute]:
@@ -68,6 +68,9 @@ class _Control:
 
     async def heal(self, account: Account) -> None:
         account.faults.lift()
+
+    async def forget(self, account: Account) -> None:
+        account.forget()
 
     async def state(self, account: Account) -> Object:
         return {
