@@ -34,6 +34,19 @@ async def test_pay_by_a_debit_that_comes_later(stripe_api: StripeApi) -> None:
     assert (found.status, found.payment_status) == ("complete", "unpaid")
 
 
+@pytest.mark.parametrize(("button", "status"), [("settled", "paid"), ("failed", "unpaid")])
+async def test_the_banks_word(stripe_api: StripeApi, button: str, status: str) -> None:
+    session = await stripe_api("checkout.sessions.create", checkout())
+    async with httpx.AsyncClient() as browser:
+        assert (await browser.post(f"{session.url}/{button}")).status_code == 400
+        await browser.post(f"{session.url}/pay-later")
+        assert f'action="/c/pay/{session.id}/{button}"' in (await browser.get(session.url)).text
+        assert (await browser.post(f"{session.url}/{button}")).status_code == 200
+        assert (await browser.post(f"{session.url}/{button}")).status_code == 400
+        assert (await browser.get(session.url)).status_code == 410
+    assert (await stripe_api("checkout.sessions.retrieve", session.id)).payment_status == status
+
+
 async def test_cancel_leaves_the_session_open(stripe_api: StripeApi) -> None:
     session = await stripe_api("checkout.sessions.create", checkout())
     async with httpx.AsyncClient() as browser:

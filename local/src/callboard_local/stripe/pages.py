@@ -27,6 +27,9 @@ _PAY = """<p>Stripe stand-in: no money moves</p><h1>{amount}</h1><p>{items}</p>
 <form method="post" action="{path}/pay"><button class="pay">Pay</button></form>
 <form method="post" action="{path}/pay-later"><button>Pay by bank debit</button></form>
 {back}"""
+_WAIT = """<p>Stripe stand-in: no money moves</p><h1>{amount}</h1><p>The bank has not spoken yet.</p>
+<form method="post" action="{path}/settled"><button class="pay">The money comes</button></form>
+<form method="post" action="{path}/failed"><button>It does not</button></form>"""
 _BACK = """<form method="get" action="{path}/cancel"><button>Cancel</button></form>"""
 
 
@@ -37,9 +40,12 @@ def page_routes(accounts: Accounts) -> list[BaseRoute]:
         identifier = request.path_params["id"]
         account = accounts.of_session(identifier)
         session = sessions.find(account, identifier)
+        path = f"/c/pay/{identifier}"
+        if sessions.is_waiting(account, session):
+            body = _WAIT.format(amount=escape(_amount(session)), path=path)
+            return HTMLResponse(_PAGE.format(title="Bank", body=body))
         if session["status"] != "open":
             return _message("This session is over", f"It is {session['status']}.", 410)
-        path = f"/c/pay/{identifier}"
         names = ", ".join(str(item["description"]) for item in account.line_items[identifier])
         back = _BACK.format(path=path) if session["cancel_url"] else ""
         body = _PAY.format(amount=escape(_amount(session)), items=escape(names), path=path, back=back)
@@ -52,6 +58,14 @@ def page_routes(accounts: Accounts) -> list[BaseRoute]:
             return _leave(session, session["success_url"])
 
         return pay
+
+    def word(*, succeeded: bool) -> Callable[[Request], Awaitable[Response]]:
+        async def settle(request: Request) -> Response:
+            identifier = request.path_params["id"]
+            sessions.settle(accounts.of_session(identifier), identifier, succeeded=succeeded)
+            return _message("The bank has spoken", "The money is there." if succeeded else "The money will not come.")
+
+        return settle
 
     async def cancel(request: Request) -> Response:
         identifier = request.path_params["id"]
@@ -68,6 +82,8 @@ def page_routes(accounts: Accounts) -> list[BaseRoute]:
         Route("/c/pay/{id}", show),
         Route("/c/pay/{id}/pay", payment(delayed=False), methods=["POST"]),
         Route("/c/pay/{id}/pay-later", payment(delayed=True), methods=["POST"]),
+        Route("/c/pay/{id}/settled", word(succeeded=True), methods=["POST"]),
+        Route("/c/pay/{id}/failed", word(succeeded=False), methods=["POST"]),
         Route("/c/pay/{id}/cancel", cancel),
         Route("/paid", paid),
         Route("/cancelled", cancelled),

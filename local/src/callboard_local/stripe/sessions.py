@@ -138,11 +138,9 @@ def pay(account: Account, identifier: str, *, delayed: bool = False) -> Object:
 def settle(account: Account, identifier: str, *, succeeded: bool) -> Object:
     """The bank has spoken about a delayed payment."""
     session = find(account, identifier)
-    if (session["status"], session["payment_status"]) != ("complete", "unpaid"):
+    if not is_waiting(account, session):
         raise ApiError(400, "This Checkout Session waits for no payment.")
     intent = account.intents[session["payment_intent"]]
-    if intent["status"] != "processing":
-        raise ApiError(400, "The payment of this Checkout Session has failed already.")
     if succeeded:
         session["payment_status"] = "paid"
         intents.succeed(account, intent)
@@ -151,6 +149,12 @@ def settle(account: Account, identifier: str, *, succeeded: bool) -> Object:
         intents.fail(account, intent, "insufficient_funds")
         account.emit("checkout.session.async_payment_failed", session)
     return session
+
+
+def is_waiting(account: Account, session: Object) -> bool:
+    """Whether a delayed payment was begun whose end nobody knows yet."""
+    intent = account.intents.get(session["payment_intent"] or "")
+    return session["status"] == "complete" and intent is not None and intent["status"] == "processing"
 
 
 def find(account: Account, identifier: str) -> Object:

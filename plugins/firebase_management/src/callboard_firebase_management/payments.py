@@ -168,15 +168,18 @@ class Payments:
         return self._client
 
     def _connect(self, key: str) -> stripe.StripeClient:
-        """Reads certificates from the disk. Telemetry, a switch for the process, would read a file at every request."""
+        """Reads certificates and modules. Telemetry, a switch for the process, would read a file at every request."""
         stripe.enable_telemetry = False
         self._http = stripe.HTTPXClient(timeout=_ATTEMPT)
-        return stripe.StripeClient(
+        client = stripe.StripeClient(
             key,
             base_addresses={"api": self._settings.api_base.rstrip("/") or _STRIPE},
             http_client=self._http,
             max_network_retries=_RETRIES,
         )
+        for lazy in (client.v1.checkout.sessions, client.v1.events):
+            lazy.__class__  # noqa: B018 - imported by being looked at
+        return client
 
 
 async def _answer(request: Awaitable[T], within_s: float | None) -> T:
