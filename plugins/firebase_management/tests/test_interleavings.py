@@ -30,7 +30,12 @@ from .shop import Shop
 from .shop import open_shop as open_shop
 from .shop import shop as shop
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.timeout(240),
+    # The service draws its jitter on the loop while hypothesis draws a history on its thread.
+    pytest.mark.filterwarnings("ignore:Do not use the .random. module"),
+]
 
 WHICH = st.integers(0, 5)
 CRASH = st.none() | st.integers(0, 30)

@@ -120,6 +120,11 @@ async def test_arguments_of_the_wrong_type(service: Service) -> None:
         ("get_notifications", ["ada", None, 0]),
         ("get_unread_notifications", ["ada", 1_001]),
         ("update_job_status", ["ada", "j1", 3]),
+        ("add_top_up", ["clients/ada", {"currency": "CHF"}]),
+        ("add_top_up", ["clients/ada", {"currency": 1, "amount": 1}]),
+        ("add_top_up", ["clients/ada", {"currency": "CHF", "amount": True}]),
+        ("process_stripe_webhook", ["evt_1"]),
+        ("get_all_expenses", ["clients/ada", None, 0]),
         ("add_or_update_job_by_job_id", ["clients/ada/notifications", []]),
     ):
         with pytest.raises(CallFailed) as failed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -238,6 +239,20 @@ async def test_a_hung_stripe_costs_its_call_and_nothing_else(
         assert not any(call.done() for call in calls)
         replies = await asyncio.gather(*calls)
     assert [reply["error"]["code"] for reply in replies] == ["DEADLINE_EXCEEDED"] * 5
+
+
+async def test_a_retry_of_a_top_up_is_the_same_top_up(shop: Shop) -> None:
+    method, args = "FIREBASE_MANAGEMENT.add_top_up", (MANDATE, {"currency": "CHF", "amount": 12.5})
+    key = uuid.uuid4().hex
+    first, again = [await shop.service.call(method, *args, as_user="ada", with_key=key) for _ in range(2)]
+    assert first == again
+    assert len((await shop.account.state())["sessions"]) == 1
+    await shop.account.fail("status", times=100, status=400)
+    for _ in range(2):  # nor does a failed one begin anew under its key
+        with pytest.raises(CallFailed) as failed:
+            await shop.service.call(method, *args, as_user="ada", with_key=f"{key}2")
+        assert failed.value.code == "FAILED_PRECONDITION"
+    assert len([path for method, path in (await shop.account.state())["requests"] if method == "POST"]) <= 5
 
 
 async def test_with_the_guard_off_a_second_delivery_credits_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
