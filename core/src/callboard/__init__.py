@@ -17,7 +17,7 @@ from callboard.errors import (
 )
 from callboard.hookspecs import hookimpl
 from callboard.messages import Event, event_id
-from callboard.service import Context, Listener, Service, User, listener, method
+from callboard.service import Context, Listener, Service, Thread, User, listener, method
 from callboard.settings import Help, Secret, variable
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "ResourceExhausted",
     "Secret",
     "Service",
+    "Thread",
     "Unavailable",
     "User",
     "event_id",

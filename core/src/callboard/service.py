@@ -19,11 +19,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args, overload
 
 import msgspec
 
-from callboard.messages import Event, event_id
+from callboard.errors import InvalidArgs
+from callboard.messages import Event, check_identifier, event_id
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from callboard.host import Host
 
 Effect = Literal["read", "write"]
+ThreadMode = Literal["chats", "job_chats", "auto"]
 F = TypeVar("F", bound=Callable[..., Any])
 L = TypeVar("L", bound=type)
 ServiceT = TypeVar("ServiceT", bound="Service")
@@ -95,48 +97,89 @@ class User(msgspec.Struct, frozen=True):
         return self.authorized_companies_ids is None or company_id in self.authorized_companies_ids
 
 
+class Thread(msgspec.Struct, frozen=True):
+    """A chat thread that a user has open. `mode`: the kind it is of, `auto` where the opener does not know.
+
+    InvalidArgs for a space code or a thread key that is none, or another mode.
+    """
+
+    space_code: str
+    thread_key: str
+    mode: ThreadMode = "auto"
+
+    def __post_init__(self) -> None:
+        check_identifier(self.space_code, "space_code")
+        check_identifier(self.thread_key, "thread_key")
+        if self.mode not in get_args(ThreadMode):
+            raise InvalidArgs(f"mode must be one of {', '.join(get_args(ThreadMode))}")
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What tells it from other threads, and ends its channel: `chat:{uid}:{space_code}:{thread_key}`."""
+        return self.space_code, self.thread_key
+
+
 class Listener(Generic[ServiceT]):
     """Base of a listener, for its types; any class with these two halves will do.
 
-    One is made per user and listening, so what it remembers goes when the user does.
+    One is made per user (or per user and open thread) and listening, so what it remembers goes when the user does.
     """
 
     service: ServiceT
+    thread: Thread
+    """Which thread this one is for; there only if the listener is declared `per="thread"`."""
 
     async def snapshot(self, user: User) -> list[Event]:
         """Read the source and return its sync events: the state as a whole."""
         raise NotImplementedError
 
     def changes(self, user: User) -> AsyncIterator[Event]:
-        """The stream of deltas, for as long as the user is online."""
+        """The stream of deltas, for as long as the user is online, or has the thread open."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerSpec:
-    """A listener as declared: its name in logs and metrics, its class, whether `changes` begins with its own sync."""
+    """A listener as declared: its name in logs and metrics, its class, whether `changes` begins with its own sync.
+
+    `per`: one runs for each online user, or for each user and thread they have open.
+    """
 
     name: str
     factory: type
     begins_with_sync: bool = False
+    per: Literal["user", "thread"] = "user"
 
 
 @overload
 def listener(cls: L, /) -> L: ...
 @overload
-def listener(*, name: str = ..., begins_with_sync: bool = ...) -> Callable[[L], L]: ...
-def listener(cls: L | None = None, /, *, name: str = "", begins_with_sync: bool = False) -> L | Callable[[L], L]:
+def listener(
+    *, name: str = ..., begins_with_sync: bool = ..., per: Literal["user", "thread"] = ...
+) -> Callable[[L], L]: ...
+def listener(
+    cls: L | None = None,
+    /,
+    *,
+    name: str = "",
+    begins_with_sync: bool = False,
+    per: Literal["user", "thread"] = "user",
+) -> L | Callable[[L], L]:
     """Declare a class inside a service as a listener, run once per online user, on one replica.
 
     `begins_with_sync`: `changes` itself yields the sync events first, from the same read that starts the stream, so
     that nothing falls between the two. Without it the core calls `snapshot` when the stream has been started.
+    `per="thread"`: one runs for each chat thread that a user has open, with that thread as `self.thread`. Its events
+    are named `chat.*`, and the core publishes them on the thread's own channel.
     """
+    if per not in ("user", "thread"):
+        raise TypeError(f"a listener is per user or per thread, not per {per!r}")
 
     def mark(cls: L) -> L:
         for half in ("snapshot", "changes"):
             if not callable(getattr(cls, half, None)):
                 raise TypeError(f"the listener {cls.__qualname__} has no method {half}(self, user)")
-        setattr(cls, _MARK, ListenerSpec(name or cls.__name__.lower(), cls, begins_with_sync))
+        setattr(cls, _MARK, ListenerSpec(name or cls.__name__.lower(), cls, begins_with_sync, per))
         return cls
 
     return mark if cls is None else mark(cls)

@@ -90,6 +90,8 @@ class Listeners:
     def declare(self, namespace: str, service: Service) -> None:
         """Add a service's listeners, before the start. TypeError: two of them have the same name."""
         for spec in service.listeners():
+            if spec.per == "thread":  # declared ahead of the part that opens threads
+                continue
             declared = Declared(namespace, service, spec)
             if declared.name in self._declared:
                 raise TypeError(f"{namespace} declares the listener {spec.name} twice")
