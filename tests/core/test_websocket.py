@@ -9,7 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ from callboard.gateway.tickets import Tickets
 from callboard.gateway.websocket import WebSocketGateway
 from callboard.lifecycle import Lifecycle
 from callboard.messages import Event, encode, new_id, utc_now
-from callboard.service import Service, User, listener
+from callboard.service import Service, Thread, User, listener
 from callboard.settings import Settings
 from callboard_local import ValkeyServer
 
@@ -65,10 +65,13 @@ class Source:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def segments(self) -> dict[str, frozenset[str] | None]:
+    def keeping_open(self, uid: str, thread: Thread | None) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def segments(self, thread: Thread | None) -> dict[str, frozenset[str] | None]:
         return {"shop.items": self.known}
 
-    async def read_one(self, uid: str, name: str) -> Reading | None:
+    async def read_one(self, uid: str, name: str, thread: Thread | None) -> Reading | None:
         self.reads += 1
         self.reading.set()
         await self.gate.wait()

@@ -113,6 +113,15 @@ class Thread(msgspec.Struct, frozen=True):
         if self.mode not in get_args(ThreadMode):
             raise InvalidArgs(f"mode must be one of {', '.join(get_args(ThreadMode))}")
 
+    @classmethod
+    def named(cls, space_code: str | None, thread_key: str | None, mode: ThreadMode = "auto") -> Thread | None:
+        """The thread that optional arguments name; None when they name none, InvalidArgs for half a name."""
+        if space_code is None and thread_key is None:
+            return None
+        if space_code is None or thread_key is None:
+            raise InvalidArgs("space_code and thread_key go together.")
+        return cls(space_code, thread_key, mode)
+
     @property
     def place(self) -> tuple[str, str]:
         """What tells it from other threads, and ends its channel: `chat:{uid}:{space_code}:{thread_key}`."""

@@ -79,8 +79,9 @@ class WebSocketGateway:
     ) -> None:
         """`verify_token` checks Firebase ID tokens; without it they are refused. It may be set later."""
         self._admission = Admission(
-            settings, credentials, tickets, presence.owner_of, first_frame_timeout_s=first_frame_timeout_s
-        )
+            settings, credentials, tickets, presence.owner_of, presence.user,
+            first_frame_timeout_s=first_frame_timeout_s,
+        )  # fmt: skip
         self._admission.verify_token = verify_token
         self._hub = hub
         self._bus = bus
@@ -169,7 +170,7 @@ class WebSocketGateway:
         visit = admitted.visit
         connection = Connection(
             socket, visit.uid, self._hub, self._listeners, self._telemetry, self._limits,
-            resync_delay_s=self._resync_delay_s, expires_in_s=admitted.expires_in_s,
+            resync_delay_s=self._resync_delay_s, thread=visit.thread, expires_in_s=admitted.expires_in_s,
         )  # fmt: skip
         log = self._telemetry.log.bind(
             uid=self._telemetry.user(visit.uid), session=self._telemetry.user(visit.session_id)
@@ -181,8 +182,9 @@ class WebSocketGateway:
         log.info("ws_connect", credential=admitted.credential)
         code = 1006
         try:
-            await self._begin_session(visit, move=admitted.may_move)
-            code = await connection.run(self._channels(visit))
+            with self._listeners.keeping_open(visit.uid, visit.thread):
+                await self._begin_session(visit, move=admitted.acts_for_users)
+                code = await connection.run(self._channels(visit))
         finally:
             self._closed(connection, visit)
             self._count_closed(code)
@@ -211,8 +213,8 @@ class WebSocketGateway:
 
     def _channels(self, visit: Visit) -> list[str]:
         channels = self._bus.channels_of_user(visit.uid)
-        if visit.space_code is not None and visit.thread_key is not None:
-            channels.append(self._bus.channel_of("chat.message", visit.uid, (visit.space_code, visit.thread_key)))
+        if visit.thread is not None:
+            channels.append(self._bus.channel_of("chat.message", visit.uid, visit.thread.place))
         return channels
 
     def _count_closed(self, code: int) -> None:
