@@ -17,6 +17,8 @@ from callboard.telemetry import Telemetry
 
 _READS_AT_A_TIME = 200
 """Of one listener: the source of one that hangs must not cost the others their turn."""
+_OF_THREADS = frozenset({"chat"})
+"""What `Declared.address` lets pass."""
 
 
 class Reading(NamedTuple):
@@ -67,7 +69,10 @@ class Snapshots:
 
         The listeners are the user's, and those of `thread`: what a socket hears that has it open.
         """
-        return {name: self._segments.get(one.name) for name, one in self._heard(thread).items()}
+        return {
+            name: _OF_THREADS if one.per_thread else self._segments.get(one.name)
+            for name, one in self._heard(thread).items()
+        }
 
     async def one(self, uid: str, name: str, thread: Thread | None = None) -> Reading | None:
         """One listener's reading; None when it failed (logged). `name` as in `segments`. Unavailable without Redis."""
