@@ -207,7 +207,9 @@ class Connection:
             reading = await self._listeners.read_one(self.uid, name, self._thread)
         except Exception as error:  # noqa: BLE001 - Redis is away, say: the socket lives, and its events wait
             uid = self._telemetry.user(self.uid)
-            self._telemetry.log.warning("listener_error", listener=name, uid=uid, **where_raised(error))
+            self._telemetry.log.warning(
+                "listener_error", listener=name.partition(":")[0], uid=uid, **where_raised(error)
+            )
             return False
         if before is not None:
             with suppress(TimeoutError):
