@@ -553,6 +553,32 @@ async def test_a_users_own_credential_opens_threads_of_their_companies_alone(des
             pass
 
 
+async def test_a_thread_is_closed_when_its_space_is_no_more_the_users(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    async with replica(serve, make_settings(), recorded, heartbeat_interval_s=0.02) as desk, AsyncExitStack() as stack:
+
+        async def opened(headers: dict[str, str] | None, **query: str) -> ClientConnection:
+            client = await stack.enter_async_context(desk.open(headers, **query))
+            if headers is None:
+                await client.send(
+                    json.dumps({"type": "auth.ticket", "payload": {"ticket": desk.tickets.issue(desk.uid)}})
+                )
+            assert (await heard(client))["type"] == "notif.sync"
+            return client
+
+        await desk.presence.register(desk.uid, "tab", authorized_companies_ids=["acme", "other"])
+        mine = await opened(None, space_code="acme", thread_key="t")
+        others = await opened(None, space_code="other", thread_key="t")
+        whole = await opened(None)
+        services = await opened(SERVICE, space_code="acme", thread_key="t")
+        await desk.presence.register(desk.uid, "tab", authorized_companies_ids=["other"])
+        assert await closed(mine) == CloseCode.FORBIDDEN
+        await desk.publish(1)
+        for client in (others, whole, services):  # the controls
+            assert (await heard(client))["payload"] == {"n": 1}
+
+
 async def test_without_redis_no_user_opens_a_thread(
     serve: Serve, own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
 ) -> None:
