@@ -158,6 +158,17 @@ async def test_a_reload_within_the_grace_tears_nothing_down(own_valkey: ValkeySe
             assert chat(one).closed == ({} if grace_s else {"-N1": 1})
 
 
+async def test_stopping_again_and_again_does_not_keep_the_lease(own_valkey: ValkeyServer) -> None:
+    async with a_replica(own_valkey, grace_s=0.0, lease_ttl_s=3_600) as one:
+        with opened(one, ONE):
+            await eventually(lambda: running(one, ONE))
+        while one.listeners.status():
+            one.listeners._check_threads()
+            await asyncio.sleep(0)
+        assert await lease_owner(own_valkey, f"{MESSAGES}:acme:-N1", "ann") is None
+        assert one.logged("task_died") == []
+
+
 async def test_of_two_replicas_one_listens_and_hands_over_when_it_is_closed(
     own_valkey: ValkeyServer, heard: Heard
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 from redis.asyncio import Redis
 from support import Recorded
@@ -206,6 +207,10 @@ async def test_a_page_reload_within_the_grace_tears_nothing_down(own_valkey: Val
     async with replicas(own_valkey, source, log) as (service,):
         async with page_of(service) as page:
             await eventually(lambda: listening(service) and page.knows(source))
+            async with httpx.AsyncClient(base_url=service.url, headers={"Authorization": "Bearer test"}) as client:
+                rows = {row["listener"]: row["thread"] for row in (await client.get("/debug")).json()["listeners"]}
+                assert rows == {OWN: None, THREAD: {"space_code": "acme", "thread_key": "-N1", "mode": "auto"}}
+                assert (await client.get("/healthz")).json()["listeners_count"] == 2
         before = fences_of(service)
         await eventually(lambda: not service.callboard.websockets.connections)
         await eventually(lambda: "ann" in listeners(service)._gone_since)

@@ -115,9 +115,11 @@ class Roster:
                 break
 
     def stop(self, instances: Iterable[Instance]) -> None:
-        """Have them end and release their leases; does not wait for it."""
+        """Have them end and release their leases; does not wait for it, and may be repeated meanwhile."""
         for instance in list(instances):
-            self.running[instance].task.cancel()
+            supervisor, task = self.running[instance]
+            if supervisor.state != "stopping":  # a release must not be interrupted
+                task.cancel()
 
     # -- what runs ----------------------------------------------------------------------------------------------------
 
