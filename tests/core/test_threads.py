@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack
 from typing import Any
 
 import pytest
@@ -209,6 +210,46 @@ async def test_an_owner_that_goes_silent_is_taken_over_with_a_sync_and_is_mute(
                     texts = [event["payload"]["text"] for event in heard.of("chat.message")]
                     assert texts == ["fresh"]  # … and says nothing
                     assert [line["listener"] for line in two.logged("listener_taken_over")] == [MESSAGES]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_opens_and_closes_each_open_thread_has_one_listener(own_valkey: ValkeyServer, seed: int) -> None:
+    chance = random.Random(seed)
+    places = [(uid, thread) for uid in ("ann", "bob", "eve") for thread in (ONE, TWO)]
+    async with a_replica(own_valkey, grace_s=0.0) as one, a_replica(own_valkey, grace_s=0.0) as two:
+        sockets: list[tuple[Replica, str, Thread, ExitStack]] = []
+        for _ in range(80):
+            if sockets and chance.random() < 0.5:
+                sockets.pop(chance.randrange(len(sockets)))[3].close()
+            else:
+                at, (uid, thread) = chance.choice((one, two)), chance.choice(places)
+                stack = ExitStack()
+                stack.enter_context(opened(at, thread, uid))
+                sockets.append((at, uid, thread, stack))
+            if chance.random() < 0.3:
+                await chance.choice((one, two)).listeners._tick()
+
+        def is_settled() -> bool:
+            for uid, thread in places:
+                wanting = {id(at) for at, *place, _ in sockets if place == [uid, thread]}
+                run_by = [id(at) for at in (one, two) if running(at, thread, uid)]
+                if len(run_by) != bool(wanting) or not wanting.issuperset(run_by):
+                    return False
+            return True
+
+        await eventually(is_settled)
+        begun = len(chat(one).begun), len(chat(two).begun)
+        since = min_renewed(one), min_renewed(two)
+        await eventually(lambda: min_renewed(one) > since[0] + LEASE_TTL_S or not one.listeners.status())
+        await eventually(lambda: min_renewed(two) > since[1] + LEASE_TTL_S or not two.listeners.status())
+        assert (len(chat(one).begun), len(chat(two).begun)) == begun, "and it stays so"
+        assert is_settled()
+        for *_, stack in sockets:
+            stack.close()
+        await eventually(lambda: not one.listeners.status() and not two.listeners.status())
+        for each in (one, two):
+            assert each.listeners._threads.users() == []
+            assert each.logged("listener_lost") == each.logged("task_failed") == each.logged("task_died") == []
 
 
 async def test_the_latest_explicit_mode_counts(own_valkey: ValkeyServer, heard: Heard) -> None:
