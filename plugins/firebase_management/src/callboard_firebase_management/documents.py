@@ -13,7 +13,7 @@ import msgspec
 from google.cloud.firestore import SERVER_TIMESTAMP, FieldFilter
 
 from callboard import FailedPrecondition, method
-from callboard_firebase import fields_from_wire, find, get_document, segment, to_wire, translated
+from callboard_firebase import fields_from_wire, find, get_document, segment, to_wire
 from callboard_firebase_management.store import DELETE_BATCH, BatchSize, FirestoreService, Merge
 
 MAX_FETCHED = 5_000
@@ -109,13 +109,7 @@ class Documents(FirestoreService):
         Returns the number of documents deleted. The document itself goes last: a call that was interrupted and is
         repeated finds what is left. Documents added meanwhile may survive.
         """
-        reference = self.document(doc_path)
-        deleted = 0
-        with translated():
-            below = [collection async for collection in reference.collections()]
-        for collection in below:
-            deleted += await self.delete_found(collection.recursive(), batch_size)
-        return deleted + await self.delete_one(reference)
+        return await self.delete_tree(self.document(doc_path), batch_size)
 
     @method(effect="write", retry_safe=True)
     async def delete_documents_by_full_paths(self, document_paths: list[str]) -> int:
