@@ -114,3 +114,16 @@ def store(client: AsyncClient) -> Callable[[str, dict[str, Any]], Awaitable[None
         await client.document(path).set(fields)
 
     return write
+
+
+@pytest.fixture
+def paths(client: AsyncClient) -> Callable[[str], Awaitable[list[str]]]:
+    """The documents that exist at and beneath a path, sorted; read past the methods under test."""
+
+    async def find(path: str) -> list[str]:
+        found = [path] if (await client.document(path).get()).exists else []
+        async for collection in client.document(path).collections():
+            found += [str(each.reference.path) async for each in collection.recursive().stream()]
+        return sorted(found)
+
+    return find

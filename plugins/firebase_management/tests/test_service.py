@@ -21,6 +21,7 @@ pytestmark = pytest.mark.anyio
 SIGNATURES = [
     "add_document(collection_path, data, merge=None)",
     "add_document_without_timestamp(collection_path, doc_id, data, merge=None)",
+    "add_message_to_internal_message(user_id, job_id, message, sent_to, sent_from)",
     "add_new_document(collection_path, data)",
     "add_or_update_job_by_batch_id(collection_path, job_data)",
     "add_or_update_job_by_file_id(collection_path, job_data)",
@@ -29,22 +30,36 @@ SIGNATURES = [
     "delete_doc_id(doc_path)",
     "delete_document_recursive(doc_path, batch_size=100)",
     "delete_documents_by_full_paths(document_paths)",
+    "delete_items_by_job_id(user_id, job_ids)",
     "delete_notifications(user_id, job_id=None)",
+    "download_document_to_task_job_id(user_id, job_id)",
+    "download_invoice_step(user_id, job_id)",
     "fetch_documents_from_firestore(collection_path, mandat_id_value, max_docs=None)",
+    "get_batch_details(user_id, batch_id)",
     "get_document(document_path)",
+    "get_internal_message(user_id, job_id)",
     "get_notifications(user_id, read=None, limit=100)",
     "get_raw_document(document_path)",
     "get_unread_notifications(user_id, limit=50)",
+    "restart_job(user_id, job_id)",
     "set_document(document_path, data, merge=False)",
     "update_firebase_doc(doc_path, update_data)",
     "update_job_status(user_id, job_id, new_status, additional_info=None)",
+    "upload_chat_history(user_id, job_id, chat_history)",
+    "upload_document_to_task_job_id(user_id, job_id, initial_document_data)",
+    "upload_invoice_step(user_id, job_id, invoice_step)",
+    "upload_metadatas_to_job_id(user_id, job_id, metadata)",
 ]
 
-PLAIN_WRITES = {"add_document", "add_new_document"}
+PLAIN_WRITES = {"add_document", "add_message_to_internal_message", "add_new_document"}
 READS = {
     "check_job_status",
+    "download_document_to_task_job_id",
+    "download_invoice_step",
     "fetch_documents_from_firestore",
+    "get_batch_details",
     "get_document",
+    "get_internal_message",
     "get_notifications",
     "get_raw_document",
     "get_unread_notifications",
@@ -109,6 +124,13 @@ async def test_arguments_of_the_wrong_type(service: Service) -> None:
         ("get_unread_notifications", ["ada", 1_001]),
         ("update_job_status", ["ada", "j1", 3]),
         ("add_or_update_job_by_job_id", ["clients/ada/notifications", []]),
+        ("upload_document_to_task_job_id", ["ada", "j1", {}]),
+        ("upload_invoice_step", ["ada", "j1", "step_1"]),
+        ("upload_metadatas_to_job_id", ["ada", "j1", []]),
+        ("delete_items_by_job_id", ["ada", 1]),
+        ("delete_items_by_job_id", ["ada", ["j1"] * 501]),
+        ("add_message_to_internal_message", ["ada", "j1", ["m"], "to", "from"]),
+        ("upload_chat_history", ["ada", "j1", "text"]),
     ):
         with pytest.raises(CallFailed) as failed:
             await call(service, name, *args)
