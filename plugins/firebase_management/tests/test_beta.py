@@ -8,10 +8,13 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from callboard import InvalidArgs
+from callboard_firebase import segment
 from callboard_firebase_management import FirebaseManagement
-from callboard_firebase_management.beta import normalised
+from callboard_firebase_management.beta import document_id, normalised
 
 pytestmark = pytest.mark.anyio
 
@@ -93,6 +96,15 @@ async def test_requests_at_once_are_one_and_lose_nothing(service: FirebaseManage
     assert {name: found[name] for name in found if name.startswith("f")} == {f"f{n}": n for n in range(8)}
     assert isinstance(found["created_at"], datetime)
     assert found["authorized_access"] is False
+
+
+NAMES = st.text("aAé%/25fF.@_", min_size=1, max_size=8)
+
+
+@given(NAMES, NAMES)
+def test_two_addresses_have_one_document_only_when_they_are_one(first: str, second: str) -> None:
+    ids = [segment(document_id(normalised(f"{name}@host"))) for name in (first, second)]
+    assert (ids[0] == ids[1]) == (first.lower() == second.lower())
 
 
 @pytest.mark.parametrize("email", ["", "ada", "@example.org", "ada@", "a b@example.org", "ada@exa\nmple.org"])

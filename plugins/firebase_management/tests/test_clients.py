@@ -53,6 +53,24 @@ async def test_of_calls_at_once_one_creates(service: FirebaseManagement, stored:
     assert [(await stored(path) or {})["client_name"] for path in (CLIENT, COMPANY)] == [winner, winner]
 
 
+async def test_a_write_that_was_sent_twice_has_created(
+    service: FirebaseManagement, stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Google's client does when the first answer is lost: the second finds what the first made."""
+    create, sent = service._create, []
+
+    async def twice(*args: Any) -> None:
+        sent.append(args)
+        await create(*args)
+        await create(*args)
+
+    monkeypatch.setattr(service, "_create", twice)
+
+    assert await service.check_and_create_client_document(ADA) is True
+    assert len(sent) == 1
+    assert (await stored(COMPANY) or {})["client_name"] == "Ada"
+
+
 async def test_calls_that_read_first_would_all_create(client: AsyncClient, stored: Stored) -> None:
     """The negative control: what `create` protects from."""
     everyone_has_read = asyncio.Barrier(2)

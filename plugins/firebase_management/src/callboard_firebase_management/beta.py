@@ -56,10 +56,13 @@ class BetaRequests(FirestoreService):
 
     def _addressed(self, email: str) -> list[AsyncDocumentReference]:
         """Where the request from this address may be: by the address normalised, else as given."""
-        names = dict.fromkeys(
-            each.replace("%", "%25").replace("/", "%2F") for each in (normalised(email), email.strip())
-        )
+        names = dict.fromkeys([document_id(normalised(email)), document_id(email.strip())])
         return [self.document(join(COLLECTION, name)) for name in names]
+
+
+def document_id(address: str) -> str:
+    """What names the document of an address: the address, with no slash in it. Each has an id of its own."""
+    return address.replace("%", "%25").replace("/", "%2F")
 
 
 def normalised(email: str) -> str:
