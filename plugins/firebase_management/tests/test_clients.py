@@ -99,6 +99,12 @@ async def test_a_gap_is_filled(
     assert await service.check_and_create_client_document(ADA) is False
 
 
+async def test_of_calls_that_see_one_gap_one_creates(service: FirebaseManagement, store: Store) -> None:
+    await store(COMPANY, {"client_name": "as it was"})
+    created = await asyncio.gather(*(service.check_and_create_client_document(ADA) for _ in range(6)))
+    assert created.count(True) == 1
+
+
 async def test_documents_beneath_do_not_count_as_the_client(service: FirebaseManagement, store: Store) -> None:
     await store("clients/ada/notifications/j1", {"read": False})
     assert await service.check_and_create_client_document({"uid": "ada"}) is True

@@ -122,6 +122,18 @@ async def test_mandates_added_at_once_are_all_kept(service: FirebaseManagement, 
     assert await mandates(stored) == added
 
 
+async def test_mandates_added_and_withdrawn_at_once_end_as_said(service: FirebaseManagement, stored: Stored) -> None:
+    withdrawn, added = ([f"mandates/m{n}" for n in numbers] for numbers in (range(4), range(4, 8)))
+    for one in withdrawn:
+        await service.create_telegram_user("ada", one, "bob")
+
+    calls = [service.delete_telegram_user("bob", one) for one in withdrawn]
+    calls += [service.create_telegram_user("ada", one, "bob") for one in added]
+
+    assert all(await asyncio.gather(*calls))
+    assert await mandates(stored) == added
+
+
 async def test_a_last_mandate_withdrawn_takes_no_new_one_with_it(service: FirebaseManagement, stored: Stored) -> None:
     for _ in range(5):
         await service.create_telegram_user("ada", ACME, "bob")

@@ -57,10 +57,12 @@ class Clients(FirestoreService):
         found = reads[company.path].document
         if found is not None and found.data.get("client_uuid") == client_uuid:
             return True
+        filled = set()
         for missing in (each for each in (client, company) if reads[each.path].document is None):
             with suppress(AlreadyExists):  # another call saw the same gap
                 await self._create(created, [missing])
-        return reads[client.path].document is None
+                filled.add(missing.path)
+        return client.path in filled
 
     @method(effect="read")
     async def get_customer_list(self, user_id: str) -> list[dict[str, Any]]:
