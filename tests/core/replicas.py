@@ -14,13 +14,14 @@ from typing import Any
 from redis.asyncio import Redis
 
 from callboard.connections import Connections
+from callboard.context import Context, current_context
 from callboard.events.bus import Bus
 from callboard.fleet.leases import Leases
 from callboard.fleet.listeners import Listeners
 from callboard.fleet.presence import Presence
 from callboard.fleet.supervisor import Patience
 from callboard.messages import Event
-from callboard.service import Context, Service, User, current_context, listener
+from callboard.service import Service, User, listener
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry
 from callboard_local import ValkeyServer

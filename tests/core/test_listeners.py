@@ -22,10 +22,11 @@ from core.replicas import (
 )
 from redis.asyncio import Redis
 
+from callboard.context import Context, current_context
 from callboard.errors import InvalidArgs, PermissionDenied, Unavailable
 from callboard.fleet.supervisor import Patience
 from callboard.messages import Event
-from callboard.service import Context, ListenerSpec, Service, User, current_context, listener
+from callboard.service import ListenerSpec, Service, User, listener
 from callboard_local import ValkeyServer
 
 pytestmark = pytest.mark.anyio

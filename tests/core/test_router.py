@@ -23,11 +23,11 @@ from callboard import (
     method,
 )
 from callboard.connections import Connections
+from callboard.context import Context, current_context
 from callboard.credentials import Credential
 from callboard.messages import Call, encode, new_id
 from callboard.rpc.idempotency import Idempotency
 from callboard.rpc.router import Answer, Invocation, Router
-from callboard.service import Context, current_context
 from callboard_local import ValkeyServer
 
 pytestmark = pytest.mark.anyio

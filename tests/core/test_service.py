@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from callboard import Event, InvalidArgs, Listener, Service, Thread, User, listener, method
-from callboard.service import Context, ListenerSpec, Method, current_context
+from callboard.context import Context, current_context
+from callboard.service import ListenerSpec, Method
 
 pytestmark = pytest.mark.anyio
 

@@ -15,8 +15,8 @@ from blockbuster import blockbuster_ctx
 from google.cloud.firestore import AsyncClient
 
 from callboard import Event, Unavailable
+from callboard.context import Context
 from callboard.host import Host
-from callboard.service import Context
 from callboard.settings import Settings, load
 from callboard.telemetry import Telemetry
 from callboard_firebase_management import FirebaseManagement

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from callboard.context import Context, Publish, current_context
 from callboard.credentials import Credential
 from callboard.errors import CallError, Cancelled, DeadlineExceeded, Internal, OutcomeUnknown, Unavailable
 from callboard.hookspecs import Interceptor, Next
@@ -19,7 +20,6 @@ from callboard.messages import Call, ErrorBody, Reply, encode, new_id
 from callboard.rpc.bulkhead import EscapedFromMethod, Slot
 from callboard.rpc.idempotency import Claim, Idempotency, StoredAnswer, fingerprint_of, record_of
 from callboard.rpc.table import Endpoint, Table
-from callboard.service import Context, Publish, current_context
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry, where_raised
 

@@ -64,8 +64,8 @@ class Job:
 def read_job(document: Mapping[str, Any] | None, older: Mapping[str, Any] | None = None) -> Job:
     """The watched values of `task_manager/{job_id}`, its data given as Google's client reads it.
 
-    `older` is the data of the sub-document `document/initial_data`, where older writers keep the invoice: its fields, or
-    a map `initial_data` of them. Where both documents have a field, the job's own wins.
+    `older` is the data of the sub-document `document/initial_data`, where older writers keep the invoice: its fields,
+    or a map `initial_data` of them. Where both documents have a field, the job's own wins.
     """
     inside = _map(_map(document).get("document")).get("initial_data")
     nested = _map(older).get("initial_data")
