@@ -17,7 +17,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args, overload
 
 import msgspec
 
@@ -37,16 +37,22 @@ L = TypeVar("L", bound=type)
 ServiceT = TypeVar("ServiceT", bound="Service")
 _MARK = "__callboard__"
 
+RetrySafe: TypeAlias = "bool | Callable[[Mapping[str, Any]], bool]"
+"""Whether a method is, or whether it is with these arguments (by name, converted)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """What a method declares. `aliases` are further names: `other_name`, or `OTHER_NAMESPACE.name`."""
 
     effect: Effect = "write"
-    retry_safe: bool = False
+    retry_safe: RetrySafe = False
     timeout_s: float | None = None
     keyed: bool = True
     aliases: tuple[str, ...] = ()
+
+    def is_retry_safe(self, arguments: Mapping[str, Any]) -> bool:
+        return self.retry_safe if isinstance(self.retry_safe, bool) else self.retry_safe(arguments)
 
 
 @overload
@@ -55,7 +61,7 @@ def method(function: F, /) -> F: ...
 def method(
     *,
     effect: Effect = ...,
-    retry_safe: bool = ...,
+    retry_safe: RetrySafe = ...,
     timeout_s: float | None = ...,
     keyed: bool = ...,
     aliases: tuple[str, ...] = ...,
@@ -65,7 +71,7 @@ def method(
     /,
     *,
     effect: Effect = "write",
-    retry_safe: bool = False,
+    retry_safe: RetrySafe = False,
     timeout_s: float | None = None,
     keyed: bool = True,
     aliases: tuple[str, ...] = (),
@@ -73,7 +79,8 @@ def method(
     """Make a function callable as `NAMESPACE.name`.
 
     `effect`: a `read` changes nothing and ignores idempotency keys; a `write` honours them.
-    `retry_safe`: running it twice ends in the same state, so an interrupted call may be run again.
+    `retry_safe`: running it twice ends in the same state, so an interrupted call may be run again; where that depends
+    on what is written, a function that looks at the arguments.
     `timeout_s`: a cap on the caller's deadline, seconds.
     `keyed`: false for a write that is meant each time it is sent, such as a heartbeat: its key is ignored, since some
     clients make the key of the arguments alone, and a replay would answer without doing anything.

@@ -178,3 +178,25 @@ async def test_a_revision_that_counts_is_not_tried_again(
     with pytest.raises(OutcomeUnknown):
         await on_its_own.revise(on_its_own.document(COUNTER), lambda found: {"n": Increment(1)})
     assert reads == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "repeatable"),
+    [
+        ({"n": 1, "at": {"$op": "server_timestamp"}, "tags": {"$op": "array_union", "values": ["a"]}}, True),
+        ({"n": {"$op": "increment", "by": 1}}, False),
+        ({"a": {"b": {"n": {"$op": "increment", "by": 1}}}}, False),
+    ],
+)
+def test_what_counts_is_not_retry_safe(data: dict[str, Any], repeatable: bool) -> None:
+    for name, _, declared in FirebaseManagement().methods():
+        if declared.retry_safe is store.repeatable:
+            assert declared.is_retry_safe({"data": data}) is repeatable, name
+
+
+def test_every_retry_safe_write_of_data_looks_for_what_counts() -> None:
+    # Inside an array an increment is refused.
+    for name, function, declared in FirebaseManagement().methods():
+        *hints, _ = [str(hint) for hint in function.__annotations__.values()]
+        if declared.retry_safe and any("dict[" in hint.partition("list[")[0] or "Fields" in hint for hint in hints):
+            assert declared.retry_safe is store.repeatable, name

@@ -13,7 +13,7 @@ from google.cloud.firestore import SERVER_TIMESTAMP, AsyncDocumentReference
 
 from callboard import AlreadyExists, InvalidArgs, method
 from callboard_firebase import fields_from_wire, join, to_wire
-from callboard_firebase_management.store import FirestoreService, writing
+from callboard_firebase_management.store import FirestoreService, repeatable, writing
 
 COLLECTION = "beta_request"
 
@@ -27,7 +27,7 @@ class BetaRequests(FirestoreService):
         found = await self.first_of(self._addressed(email))
         return {**to_wire(found.data), "doc_id": found.id} if found is not None else None
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def create_or_update_beta_request(self, payload: dict[str, Any]) -> str:
         """Write the request from `payload.email`, merging; returns the document's id.
 

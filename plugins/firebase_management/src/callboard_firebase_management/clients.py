@@ -14,13 +14,13 @@ from google.cloud.firestore import SERVER_TIMESTAMP, AsyncDocumentReference
 from callboard import AlreadyExists, FailedPrecondition, InvalidArgs, method
 from callboard.messages import check_identifier
 from callboard_firebase import fields_from_wire, find, get_documents, join, to_wire
-from callboard_firebase_management.store import MAX_LISTED, FirestoreService, writing
+from callboard_firebase_management.store import MAX_LISTED, FirestoreService, repeatable, writing
 
 
 class Clients(FirestoreService):
     """The first documents of a user, and the list of customers."""
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def check_and_create_client_document(self, user_data: dict[str, Any]) -> bool:
         """Create the documents of a user who has none; true when they were created, false when there were some.
 

@@ -9,7 +9,7 @@ from google.cloud.firestore_v1.field_path import FieldPath
 
 from callboard import AlreadyExists, InvalidArgs, method
 from callboard_firebase import Document, fields_from_wire, get_document, join, to_wire
-from callboard_firebase_management.store import Fields, FirestoreService, Revision
+from callboard_firebase_management.store import Fields, FirestoreService, Revision, repeatable
 
 COLLECTION = "settings_param"
 
@@ -23,7 +23,7 @@ class Parameters(FirestoreService):
         found = (await get_document(self.client, join(COLLECTION, param_type))).document
         return to_wire(found.data) if found is not None else None
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def add_new_param(self, param_type: str, param_data: Fields) -> bool:
         """Add parameters, `{name: value}`, to a type, which need not exist; true.
 

@@ -14,7 +14,7 @@ from google.cloud.firestore_v1.field_path import FieldPath
 
 from callboard import FailedPrecondition, method
 from callboard_firebase import Document, document_path, fields_from_wire, join, segment
-from callboard_firebase_management.store import FirestoreService, Revision
+from callboard_firebase_management.store import FirestoreService, Revision, repeatable
 
 COLLECTION = "scheduler"
 
@@ -22,7 +22,7 @@ COLLECTION = "scheduler"
 class Scheduler(FirestoreService):
     """Saves, disables, deletes. What runs the jobs is another program."""
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def save_scheduler_job(self, mandate_path: str, job_type: str, job_data: dict[str, Any]) -> str:
         """Save the job of this type of a mandate in place of what was saved before; returns its id.
 

@@ -207,6 +207,11 @@ async def firestore_health(firebase: Firebase) -> dict[str, Any]:
     return {"status": "ok", "read_ms": round(took_s * 1000), "listen": asdict(firebase.listen.stats())}
 
 
+def repeatable(arguments: Mapping[str, Any]) -> bool:
+    """Whether writing what these arguments hold twice ends in the same state: nothing in them is an increment."""
+    return not any(_increments(value) for value in arguments.values())
+
+
 @contextmanager
 def writing(fields: Mapping[str, Any]) -> Iterator[Any]:
     """Around one write: Google's errors as ours. Yields what to pass as the write's `retry`.
@@ -234,3 +239,10 @@ def _counts(value: object) -> bool:
     if isinstance(value, Mapping):
         return any(_counts(item) for item in value.values())
     return isinstance(value, Increment)
+
+
+def _increments(value: object) -> bool:
+    """As `_counts`, of JSON; what only looks like an increment counts too."""
+    if isinstance(value, Mapping):
+        return value.get("$op") == "increment" or any(_increments(item) for item in value.values())
+    return False

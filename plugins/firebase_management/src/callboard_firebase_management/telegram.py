@@ -19,7 +19,7 @@ from google.cloud.firestore_v1.field_path import FieldPath
 from callboard import method
 from callboard.messages import check_identifier
 from callboard_firebase import Document, document_path, fields_from_wire, join, to_wire
-from callboard_firebase_management.store import FirestoreService, Revision
+from callboard_firebase_management.store import FirestoreService, Revision, repeatable
 
 COLLECTION = "telegram_users"
 MANDATES = "authorized_mandates"
@@ -28,7 +28,7 @@ MANDATES = "authorized_mandates"
 class Telegram(FirestoreService):
     """Who may act for a mandate, over Telegram."""
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def create_telegram_user(
         self,
         user_id: str,

@@ -22,7 +22,7 @@ from google.cloud.firestore import DELETE_FIELD, AsyncDocumentReference, Increme
 from callboard import InvalidArgs, NotFound, method
 from callboard_firebase import fields_from_wire, get_document, get_documents, to_wire, translated
 from callboard_firebase_management.notifications import Notifications
-from callboard_firebase_management.store import Fields
+from callboard_firebase_management.store import Fields, repeatable
 
 STEPS = "APBookeeper_step_status"
 INFORMATION = "Document_information"
@@ -52,7 +52,7 @@ class DeletedItems(TypedDict):
 class Workflow(Notifications):
     """Uploads and downloads of a job's parts, restart, and the end of jobs."""
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def upload_document_to_task_job_id(self, user_id: str, job_id: str, initial_document_data: Fields) -> bool:
         """Merge the invoice's fields into the map `document.initial_data` of a job; true.
 
@@ -78,7 +78,7 @@ class Workflow(Notifications):
         invoice = {**beside, **_map(_map(own.get("document")).get("initial_data"))}
         return to_wire(invoice) if invoice else None
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def upload_invoice_step(self, user_id: str, job_id: str, invoice_step: Fields) -> bool:
         """Merge counters into the map `APBookeeper_step_status` of a job, `{step: count}`; true.
 
@@ -98,7 +98,7 @@ class Workflow(Notifications):
         job = (await get_document(self.client, self.job(user_id, job_id).path)).document
         return to_wire(_map(job.data.get(STEPS))) if job is not None else None
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def upload_metadatas_to_job_id(self, user_id: str, job_id: str, metadata: Fields) -> bool:
         """Merge what is known of a job's file into the map `Document_information` of the job; true."""
         await self.put(self.job(user_id, job_id), {INFORMATION: fields_from_wire(metadata)}, merge=True)
