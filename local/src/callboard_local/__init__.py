@@ -4,7 +4,16 @@ from .backends import Backends
 from .child import StartError
 from .firestore_process import FirestoreProcess
 from .google_emulator import GoogleFirestoreProcess
+from .realtime_process import RealtimeProcess
 from .server import PortInUseError
 from .valkey import ValkeyServer
 
-__all__ = ["Backends", "FirestoreProcess", "GoogleFirestoreProcess", "PortInUseError", "StartError", "ValkeyServer"]
+__all__ = [
+    "Backends",
+    "FirestoreProcess",
+    "GoogleFirestoreProcess",
+    "PortInUseError",
+    "RealtimeProcess",
+    "StartError",
+    "ValkeyServer",
+]

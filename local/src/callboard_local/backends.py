@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .firestore_process import FirestoreProcess
+from .realtime_process import RealtimeProcess
 from .server import ServerProcess, in_thread
 from .valkey import ValkeyServer
 
@@ -22,9 +23,11 @@ _EMULATOR_VARIABLE = "FIRESTORE_EMULATOR_HOST"
 class Backends:
     """`async with Backends(base_port=8080) as backends: os.environ.update(backends.environ)`.
 
-    Valkey listens on the port after `base_port`, Firestore on the second after it; the third and fourth are
-    kept for the Realtime Database and Stripe. `base_port` 0 takes free ones. `seed` writes sample data for the
-    user `demo`, where it is missing; `data` is a file to keep Firestore's documents in. Raises `StartError`.
+    Valkey listens on the port after `base_port`, Firestore on the second after it, the Realtime Database on the
+    third; the fourth is kept for Stripe. `base_port` 0 takes free ones. `seed` writes sample data for the user
+    `demo`, where it is missing. `data` is a file to keep Firestore's documents in; the Realtime Database's are then
+    in a file beside it, whose name begins with `realtime-`. `project` names the Google project, and the namespace in
+    the Realtime Database. Raises `StartError`.
     """
 
     def __init__(
@@ -33,6 +36,10 @@ class Backends:
         self.project = project
         self.valkey = ValkeyServer(base_port + 1 if base_port else 0)
         self.firestore = FirestoreProcess(base_port + 2 if base_port else 0, data=data)
+        self.realtime = RealtimeProcess(
+            base_port + 3 if base_port else 0,
+            data=data.with_name(f"realtime-{data.name}") if data is not None else None,
+        )
         self._seed = seed
 
     @property
@@ -43,6 +50,9 @@ class Backends:
             "LISTENERS_REDIS_PORT": str(self.valkey.port),
             "LISTENERS_REDIS_TLS": "false",
             _EMULATOR_VARIABLE: self.firestore.address,
+            "FIREBASE_DATABASE_EMULATOR_HOST": self.realtime.address,
+            # With its namespace: Google's client takes it as an emulator's, and needs no credentials.
+            "FIREBASE_REALTIME_DB_URL": self.realtime.url_of(self.project),
             "GOOGLE_PROJECT_ID": self.project,
         }
 
@@ -75,7 +85,7 @@ class Backends:
         await self._stop()
 
     def _servers(self) -> list[ServerProcess]:
-        return [self.valkey, self.firestore]
+        return [self.valkey, self.firestore, self.realtime]
 
     async def _start(self) -> None:
         starting = [in_thread(server.start) for server in self._servers()]
@@ -91,8 +101,10 @@ class Backends:
         await asyncio.gather(*(in_thread(server.stop) for server in self._servers()))
 
     async def _write_sample_data(self) -> None:
+        from .realtime_seed import seed_realtime
         from .seed import seed
 
+        await in_thread(lambda: seed_realtime(self.realtime.host, self.realtime.port, self.project))
         client = self._client()
         try:
             await seed(client)
@@ -108,7 +120,7 @@ class Backends:
 
 
 def _import_seed() -> None:
-    importlib.import_module(".seed", __package__)
+    importlib.import_module(".realtime_seed", __package__)
 
 
 @contextmanager
