@@ -204,6 +204,13 @@ def _plain(fields: Any) -> dict[str, Any]:
 # -- the Realtime Database
 
 
+@pytest.fixture(scope="session")
+def realtime_server() -> Iterator[RealtimeProcess]:
+    """The shared server, with quick keep-alives: a listener of Google's client is closed at the next one."""
+    with RealtimeProcess(keep_alive_s=0.2) as server:
+        yield server
+
+
 @pytest.fixture(params=["URL", "variable"])
 def app(
     request: pytest.FixtureRequest,
@@ -301,15 +308,14 @@ class EventStream:
             async with client.stream("GET", url, params=params, headers=headers, timeout=WAIT_S) as response:
                 response.raise_for_status()
                 self.headers = response.headers
-                event = ""
-                async for line in response.aiter_lines():
-                    name, _, value = line.partition(": ")
-                    if name == "event":
-                        event = value
-                    elif name == "data":
-                        async with self._news:
-                            self._fold(event, value)
-                            self._news.notify_all()
+                text = b""
+                async for chunk in response.aiter_bytes():  # aiter_lines() would break lines at U+2028
+                    *messages, text = (text + chunk).split(b"\n\n")
+                    async with self._news:
+                        for message in messages:
+                            event, _, data = message.decode().partition("\n")
+                            self._fold(event.removeprefix("event: "), data.removeprefix("data: "))
+                        self._news.notify_all()
         finally:
             async with self._news:
                 self._news.notify_all()
