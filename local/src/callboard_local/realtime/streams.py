@@ -73,13 +73,17 @@ class Stream:
                 yield _KEEP_ALIVE
                 continue
             self._news.clear()
-            if self._pending:
-                chunk = b"".join(self._pending)
-                self._pending.clear()
-                self._pending_bytes = 0
+            if chunk := self.take():
                 yield chunk
             if self._ended and not self._pending:
                 return
+
+    def take(self) -> bytes:
+        """All messages that wait; they wait no longer."""
+        chunk = b"".join(self._pending)
+        self._pending.clear()
+        self._pending_bytes = 0
+        return chunk
 
 
 class KeepAlive:
