@@ -287,13 +287,15 @@ async def test_a_reader_that_does_not_read_is_dropped_and_the_writers_do_not_wai
     narrow: tuple[RealtimeProcess, httpx.AsyncClient], open_stream: OpenStream
 ) -> None:
     server, client = narrow
-    await open_stream(server, "/a")
+    reader = await open_stream(server, "/a")
     writes = 0
     while (await server.control("streams", ns="demo"))["streams"]:
         writes += 1
         assert writes < MANY, "it is kept for ever"
         assert (await client.put("/a.json", json=f"{writes}{TEXT}")).status_code == 204
     assert (await client.get("/a.json", params={"print": ""})).json() == f"{writes}{TEXT}"
+    heard = await reader.read()  # to the end: the connection is cut, what had not left is gone
+    assert len(heard) < writes * len(TEXT)
 
 
 async def test_a_reader_that_reads_is_kept(

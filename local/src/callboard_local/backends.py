@@ -104,10 +104,12 @@ class Backends:
         from .realtime_seed import seed_realtime
         from .seed import seed
 
-        await in_thread(lambda: seed_realtime(self.realtime.host, self.realtime.port, self.project))
+        realtime = self.realtime
         client = self._client()
         try:
-            await seed(client)
+            await asyncio.gather(
+                seed(client), in_thread(lambda: seed_realtime(realtime.host, realtime.port, self.project))
+            )
         finally:
             await client._firestore_api.transport.close()
 

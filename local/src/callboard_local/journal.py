@@ -13,9 +13,13 @@ class SqliteFile:
 
     def __init__(self, file: Path, schema: str) -> None:
         self._connection = sqlite3.connect(file)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute(schema)
+        try:
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute(schema)
+        except sqlite3.Error:
+            self._connection.close()
+            raise
 
     def close(self) -> None:
         self._connection.close()

@@ -8,12 +8,12 @@ from starlette.types import Receive, Scope, Send
 from .listeners import Listeners
 from .streams import KeepAlive, Stream
 
+ABORT = "callboard.abort"
+"""The extension of the ASGI scope by which a response can cut its connection: `{"abort": function}`."""
+
 
 class EventStreamResponse(Response):
-    """Sends a stream's events until its client leaves, it ends, or it is dropped.
-
-    A dropped one leaves its response unfinished, which makes the server cut the connection.
-    """
+    """Sends a stream's events until its client leaves, it ends, or it is dropped: then the connection is cut."""
 
     media_type = "text/event-stream"
     charset = "utf-8"
@@ -26,13 +26,16 @@ class EventStreamResponse(Response):
         self._keep_alive = keep_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        tasks = {
-            asyncio.create_task(self._send(send), name="event stream"),
-            asyncio.create_task(_until_disconnected(receive), name="event stream's end"),
-            asyncio.create_task(self._stream.dropped.wait(), name="event stream's drop"),
-        }
+        sending = asyncio.create_task(self._send(send), name="event stream")
+        leaving = asyncio.create_task(_until_disconnected(receive), name="event stream's client")
+        dropping = asyncio.create_task(self._stream.dropped.wait(), name="event stream's drop")
+        tasks = {sending, leaving, dropping}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if dropping in done:
+                # Closing would first wait for the client to read what was sent.
+                scope["extensions"][ABORT]["abort"]()
+                await leaving
         finally:
             self._listeners.discard(self._stream)
             for task in tasks:

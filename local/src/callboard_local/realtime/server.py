@@ -9,8 +9,10 @@ from types import TracebackType
 from typing import Self
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .app import RealtimeApp
+from .event_stream import ABORT
 from .namespaces import Namespaces
 from .streams import KeepAlive
 
@@ -80,6 +82,14 @@ class RealtimeServer:
             self._namespaces.close()
 
 
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP, whose connections the app can cut."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers, and with an event for its start."""
 
@@ -87,7 +97,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app.asgi,
-                http="httptools",
+                http=_Protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
