@@ -55,9 +55,9 @@ class Node:
         return node
 
     def replaced(self, path: Path, new: "Node") -> "Node":
-        """This node with another one at a relative path; itself when that changes nothing."""
+        """This node with another one at a relative path. Whatever stays equal stays the same object."""
         if not path:
-            return self if self == new else new
+            return self._became(new)
         key, rest = path[0], path[1:]
         if key == PRIORITY:
             return self._with_priority(new)
@@ -71,6 +71,18 @@ class Node:
         else:
             del children[key]
         return branch(children, self.priority)
+
+    def _became(self, new: "Node") -> "Node":
+        if not self.children or not new.children:
+            return self if self == new else new
+        children = {
+            key: self.children[key]._became(child) if key in self.children else child
+            for key, child in new.children.items()
+        }
+        same = len(children) == len(self.children) and _same(self.priority, new.priority)
+        if same and all(self.children.get(key) is child for key, child in children.items()):
+            return self
+        return branch(children, new.priority)
 
     def _with_priority(self, new: "Node") -> "Node":
         if not self or _same(self.priority, new.value):
