@@ -245,9 +245,8 @@ def test_a_query_selects_what_its_rules_select(value: Any, query: dict[str, Any]
 
 @settings(deadline=None)
 @given(VALUES, st.lists(WRITES, min_size=1, max_size=8), PATHS, QUERIES, LIMITS)
-@example(
-    {"a": {"b": 1}}, [("put", (), {"a": {"b": 1}, "n": 2})], ("a",), {}, {}
-)  # a write above that changes nothing there
+# A write above that changes nothing there.
+@example({"a": {"b": 1}}, [("put", (), {"a": {"b": 1}, "n": 2})], ("a",), {}, {})
 def test_a_stream_tells_what_a_read_would(
     start: Any, operations: list[tuple[str, Path, Any]], path: Path, query: dict[str, Any], limit: dict[str, int]
 ) -> None:

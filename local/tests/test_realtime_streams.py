@@ -189,6 +189,23 @@ async def test_cancel_and_auth_revoked(
     await until_open(own_realtime, 2)
 
 
+async def test_a_mute_stream_is_open_and_dead(
+    own: httpx.AsyncClient, own_realtime: RealtimeProcess, stream_of: StreamOf
+) -> None:
+    await own_realtime.control("keep_alive", seconds=0.01)
+    mute, other = stream_of(own, "/a.json"), stream_of(own, "/b.json")
+    for stream in (mute, other):
+        await stream.until(lambda stream: ("keep-alive", "null") in stream.events)
+    assert await own_realtime.control("mute", ns="demo", path="/a") == {"streams": 1}
+    await own.put("/.json", json={"a": 1, "b": 2})
+    await other.until(lambda stream: stream.value == 2 and stream.events[-1][0] == "keep-alive")
+    heard = [len(mute.events), len(other.events)]  # with all that was on its way
+    await other.until(lambda stream: len(stream.events) > heard[1] + 20)
+    assert len(mute.events) == heard[0]
+    assert mute.value is None
+    assert (await own_realtime.control("streams", ns="demo"))["streams"] == 2
+
+
 async def test_dropped_and_ended_streams(
     own: httpx.AsyncClient, own_realtime: RealtimeProcess, stream_of: StreamOf
 ) -> None:

@@ -39,6 +39,7 @@ class Control:
             "streams": self.streams,
             "cancel": self.cancel,
             "auth_revoked": self.auth_revoked,
+            "mute": self.mute,
             "drop": self.drop,
             "end": self.end,
             "refuse": self.refuse,
@@ -65,6 +66,10 @@ class Control:
     ) -> dict[str, Any]:
         """Send `auth_revoked`, as when a token has expired; then the streams are closed, or mute."""
         return self._each(ns, path, lambda stream: stream.cancel("auth_revoked", data, close=close))
+
+    def mute(self, ns: str = DEFAULT, path: str = "/") -> dict[str, Any]:
+        """Leave the streams open, and send nothing on them any more, not even keep-alives."""
+        return self._each(ns, path, Stream.mute)
 
     def drop(self, ns: str = DEFAULT, path: str = "/") -> dict[str, Any]:
         """Cut the connections in the middle of their responses."""

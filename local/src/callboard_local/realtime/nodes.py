@@ -143,7 +143,7 @@ class Node:
         if self.value is not None:
             text += _typed(self.value)
         else:
-            text += "".join(f":{key}:{child.digest}" for key, child in self.sorted_children())
+            text += "".join(f":{len(key)}:{key}:{child.digest}" for key, child in self.sorted_children())
         return base64.b64encode(hashlib.sha1(text.encode(), usedforsecurity=False).digest()).decode()
 
 

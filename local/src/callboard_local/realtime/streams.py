@@ -29,6 +29,7 @@ class Stream:
         self._pending_bytes = 0
         self._news = asyncio.Event()
         self._muted = False
+        self._silent = False
         self._ended = False
 
     def offer(self, message: bytes) -> None:
@@ -48,6 +49,10 @@ class Stream:
         self._muted = True
         if close:
             self.end()
+
+    def mute(self) -> None:
+        """Stay open and send nothing any more, not even keep-alives: a line that is dead without saying so."""
+        self._muted = self._silent = True
 
     def end(self) -> None:
         """End the stream properly, after what is queued."""
@@ -70,7 +75,8 @@ class Stream:
                 async with asyncio.timeout(keep_alive.interval_s):
                     await self._news.wait()
             except TimeoutError:
-                yield _KEEP_ALIVE
+                if not self._silent:
+                    yield _KEEP_ALIVE
                 continue
             self._news.clear()
             if chunk := self.take():
