@@ -70,8 +70,12 @@ def _allow_many_sockets() -> None:
         return
     import resource
 
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    elif now != resource.RLIM_INFINITY:
+        # macOS grants no more than this, whatever it says.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, 10_240), most))
 
 
 def _import_messages_alone() -> None:
