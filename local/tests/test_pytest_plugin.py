@@ -6,19 +6,40 @@ from pathlib import Path
 
 import pytest
 
-from callboard_local import FirestoreProcess, ValkeyServer
+from callboard_local import FirestoreProcess, RealtimeProcess, ValkeyServer
 
 _SEEN: pytest.StashKey[set[str]] = pytest.StashKey()
+_SEEN_NAMESPACES: pytest.StashKey[set[str]] = pytest.StashKey()
 
 
-def test_shared_servers_run_outside_a_loop(valkey_server: ValkeyServer, firestore_server: FirestoreProcess) -> None:
+def test_shared_servers_run_outside_a_loop(
+    valkey_server: ValkeyServer, firestore_server: FirestoreProcess, realtime_server: RealtimeProcess
+) -> None:
     assert valkey_server.alive
     assert firestore_server.alive
+    assert realtime_server.alive
 
 
 def test_an_own_valkey_is_nobody_elses(own_valkey: ValkeyServer, valkey_server: ValkeyServer) -> None:
     assert own_valkey.alive
     assert own_valkey.port != valkey_server.port
+
+
+def test_an_own_realtime_database_is_nobody_elses(
+    own_realtime: RealtimeProcess, realtime_server: RealtimeProcess
+) -> None:
+    assert own_realtime.alive
+    assert own_realtime.port != realtime_server.port
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_every_test_has_a_namespace_of_its_own(
+    realtime_namespace: str, request: pytest.FixtureRequest, turn: int
+) -> None:
+    seen = request.config.stash.setdefault(_SEEN_NAMESPACES, set())
+    assert realtime_namespace not in seen
+    seen.add(realtime_namespace)
+    assert len(seen) == turn
 
 
 @pytest.mark.parametrize("turn", [1, 2])

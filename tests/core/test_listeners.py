@@ -1,210 +1,41 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from core.replicas import (
+    ITEMS,
+    LEASE_TTL_S,
+    LOUD,
+    Heard,
+    Shop,
+    eventually,
+    hearing,
+    lease_owner,
+    min_renewed,
+    replica,
+)
 from redis.asyncio import Redis
 
-from callboard.connections import Connections
+from callboard.context import Context, current_context
 from callboard.errors import InvalidArgs, PermissionDenied, Unavailable
-from callboard.events.bus import Bus
-from callboard.fleet.leases import Leases
-from callboard.fleet.listeners import Listeners
-from callboard.fleet.presence import Presence
 from callboard.fleet.supervisor import Patience
 from callboard.messages import Event
-from callboard.service import Context, ListenerSpec, Service, User, current_context, listener
-from callboard.settings import Settings
-from callboard.telemetry import Telemetry
+from callboard.service import ListenerSpec, Service, User, listener
 from callboard_local import ValkeyServer
 
 pytestmark = pytest.mark.anyio
-
-LEASE_TTL_S = 1.2
-ITEMS, LOUD = "shop.items", "shop.loud"
-
-
-async def eventually(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-@dataclass
-class Source:
-    """What the listeners under test listen to. `None` in a feed ends the stream, an exception is raised by it."""
-
-    begun: list[User] = field(default_factory=list)
-    read: list[User] = field(default_factory=list)
-    closed: int = 0
-    feeds: list[tuple[str, asyncio.Queue[Event | Exception | None]]] = field(default_factory=list)
-    snapshot_fails_with: Exception | None = None
-    context_seen: list[Context | None] = field(default_factory=list)
-    close_fails: bool = False
-
-    def push(self, uid: str, thing: Event | Exception | None) -> None:
-        for owner, feed in self.feeds:
-            if owner == uid:
-                feed.put_nowait(thing)
-
-    def delta(self, uid: str, number: int = 1) -> None:
-        self.push(uid, Event(type="notif.add", uid=uid, payload={"doc_id": f"{number}"}))
-
-    async def snapshot(self, user: User) -> list[Event]:
-        self.read.append(user)
-        if self.snapshot_fails_with is not None:
-            raise self.snapshot_fails_with
-        return [Event(type="notif.sync", uid=user.uid, payload={"count": len(self.read)})]
-
-    async def changes(self, user: User) -> AsyncIterator[Event]:
-        feed: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
-        self.feeds.append((user.uid, feed))
-        self.begun.append(user)
-        self.context_seen.append(current_context.get(None))
-        try:
-            while (thing := await feed.get()) is not None:
-                if isinstance(thing, Exception):
-                    raise thing
-                yield thing
-        finally:
-            self.feeds.remove((user.uid, feed))
-            self.closed += 1
-            if self.close_fails:
-                raise OSError("the source's secret")
-
-
-class Shop(Service):
-    namespace = "SHOP"
-    items_source: Source
-    loud_source: Source
-
-    def __init__(self) -> None:
-        self.items_source, self.loud_source = Source(), Source()
-
-    @listener
-    class Items:
-        service: Shop
-
-        async def snapshot(self, user: User) -> list[Event]:
-            return await self.service.items_source.snapshot(user)
-
-        def changes(self, user: User) -> AsyncIterator[Event]:
-            return self.service.items_source.changes(user)
-
-    @listener(begins_with_sync=True)
-    class Loud:
-        service: Shop
-
-        async def snapshot(self, user: User) -> list[Event]:
-            return await self.service.loud_source.snapshot(user)
-
-        async def changes(self, user: User) -> AsyncIterator[Event]:
-            yield Event(type="loud.sync", uid=user.uid, payload={})
-            async for event in self.service.loud_source.changes(user):
-                yield event
-
-
-@dataclass
-class Replica:
-    listeners: Listeners
-    presence: Presence
-    telemetry: Telemetry
-    shop: Shop
-    stream: io.StringIO
-
-    def logged(self, event: str) -> list[dict[str, Any]]:
-        lines = map(json.loads, self.stream.getvalue().splitlines())
-        return [line for line in lines if line["event"] == event]
-
-    def metric(self, name: str, listener: str = ITEMS) -> float:
-        value = self.telemetry.metrics.registry.get_sample_value(name, {"listener": listener})
-        return math.nan if value is None else value
-
-
-@asynccontextmanager
-async def replica(
-    server: ValkeyServer,
-    *,
-    name: str = "one",
-    service: Shop | None = None,
-    grace_s: float = 0.3,
-    sweep_interval_s: float = 3_600,
-    lease_ttl_s: float = LEASE_TTL_S,
-    patience: Patience | None = None,
-) -> AsyncIterator[Replica]:
-    settings = Settings(redis_host=server.host, redis_port=server.port, redis_cluster="false", replica=name)
-    stream = io.StringIO()
-    telemetry = Telemetry(replica=name, stream=stream)
-    shop = service or Shop()
-    async with AsyncExitStack() as stack:
-        connections = await stack.enter_async_context(Connections(settings, telemetry))
-        bus = await stack.enter_async_context(Bus(settings, connections, telemetry, {}))
-        presence = await stack.enter_async_context(
-            Presence(settings, connections, telemetry, ttl_s=60, sweep_interval_s=0.1)
-        )
-        listeners = Listeners(
-            settings, telemetry, Leases(connections), presence, bus,
-            lease_ttl_s=lease_ttl_s, scan_interval_s=0.1, grace_s=grace_s, sweep_interval_s=sweep_interval_s,
-            patience=patience or Patience(backoff_min_s=0.05, backoff_max_s=0.2),
-        )  # fmt: skip
-        listeners.declare("SHOP", shop)
-        await stack.enter_async_context(listeners)
-        yield Replica(listeners, presence, telemetry, shop, stream)
-
-
-class Heard:
-    """What a consumer of a user's channel receives, on a connection of its own that heals."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-
-    def of(self, type: str) -> list[dict[str, Any]]:  # noqa: A002
-        return [event for event in self.events if event["type"] == type]
-
-    async def until(self, type: str, count: int = 1) -> list[dict[str, Any]]:  # noqa: A002
-        await eventually(lambda: len(self.of(type)) >= count)
-        return self.of(type)
-
-
-@asynccontextmanager
-async def hearing(server: ValkeyServer, channel: str) -> AsyncIterator[Heard]:
-    heard, subscribed = Heard(), asyncio.Event()
-
-    async def hear() -> None:
-        async with Redis(host=server.host, port=server.port) as client, client.pubsub() as pubsub:
-            await pubsub.subscribe(channel)
-            async for message in pubsub.listen():
-                if message["type"] == "subscribe":
-                    subscribed.set()
-                else:
-                    heard.events.append(json.loads(message["data"]))
-
-    task = asyncio.create_task(hear())
-    try:
-        await asyncio.wait_for(subscribed.wait(), 10)
-        yield heard
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 @pytest.fixture
 async def heard(own_valkey: ValkeyServer) -> AsyncIterator[Heard]:
     async with hearing(own_valkey, "user:ann") as heard:
         yield heard
-
-
-async def lease_owner(server: ValkeyServer, name: str, uid: str) -> Any:
-    async with Redis(host=server.host, port=server.port) as client:
-        return await client.hget(f"callboard:lease:listener:{name}:{{{uid}}}", "owner")
 
 
 async def test_an_online_user_gets_a_sync_and_then_the_changes(own_valkey: ValkeyServer, heard: Heard) -> None:
@@ -282,10 +113,6 @@ async def test_every_replica_knows_which_one_runs_a_listener(own_valkey: ValkeyS
         await own_valkey.kill()
         with pytest.raises(Unavailable):
             await two.listeners.owner("ann", ITEMS)
-
-
-def min_renewed(one: Replica) -> float:
-    return min((running.supervisor.renewed_at for running in one.listeners._running.values()), default=math.inf)
 
 
 async def test_a_replica_that_goes_silent_is_taken_over_and_is_mute(own_valkey: ValkeyServer, heard: Heard) -> None:
@@ -380,7 +207,7 @@ async def test_a_failing_listener_restarts_and_the_others_do_not_notice(own_valk
         errors = one.logged("listener_error")
         assert [line["error"].split(" ")[0] for line in errors] == ["ValueError", "ValueError", "StreamEnded"]
         assert {line["code"] for line in errors} == {"INTERNAL"}
-        assert "test_listeners.py:" in errors[0]["frames"][-1]
+        assert "replicas.py:" in errors[0]["frames"][-1]
         assert "a payload" not in one.stream.getvalue()
         assert one.metric("callboard_listener_restarts_total") == 3
         assert [user.uid for user in one.shop.items_source.begun].count("bob") == 1
@@ -458,7 +285,9 @@ async def test_redis_killed_while_publishing_makes_a_sync_once_it_is_back(own_va
         await one.presence.register("ann", "tab")
         await eventually(lambda: one.listeners.is_active("ann", "items") and one.shop.items_source.feeds)
         [lease] = [
-            run.supervisor.lease for run in one.listeners._running.values() if run.supervisor.declared.name == ITEMS
+            run.supervisor.lease
+            for run in one.listeners._roster.running.values()
+            if run.supervisor.declared.name == ITEMS
         ]
         await own_valkey.kill()
         one.shop.items_source.delta("ann", 1)

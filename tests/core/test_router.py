@@ -23,11 +23,11 @@ from callboard import (
     method,
 )
 from callboard.connections import Connections
+from callboard.context import Context, current_context
 from callboard.credentials import Credential
 from callboard.messages import Call, encode, new_id
 from callboard.rpc.idempotency import Idempotency
 from callboard.rpc.router import Answer, Invocation, Router
-from callboard.service import Context, current_context
 from callboard_local import ValkeyServer
 
 pytestmark = pytest.mark.anyio
@@ -103,6 +103,11 @@ class Sample(Service):
             "exit": SystemExit(3),
             "precondition": FailedPrecondition(details={"field": "x"}),
         }[how]
+
+    @method(retry_safe=lambda arguments: arguments["by"] == 0)
+    async def add(self, by: int) -> None:
+        self.runs.append("add")
+        raise Unavailable("elsewhere")
 
     @method(retry_safe=True)
     async def fail_passing(self) -> None:
@@ -429,6 +434,14 @@ async def test_a_passing_failure_of_a_retry_safe_method_is_not_stored(rig: Rig) 
         answer = await rig("fail_passing", idempotency_key=key)
         assert (code(answer), answer.replayed) == ("UNAVAILABLE", False)
     assert rig.service.runs == ["fail_passing"] * 2
+
+
+async def test_the_arguments_may_decide_whether_a_method_is_retry_safe(rig: Rig) -> None:
+    for by, replayed in ((0, False), (1, True)):
+        key = new_id()
+        assert (await rig("add", by, idempotency_key=key)).replayed is False
+        assert (await rig("add", by, idempotency_key=key)).replayed is replayed
+    assert rig.service.runs == ["add"] * 3
 
 
 async def test_refusals_before_the_method_began_are_not_stored(rig: Rig) -> None:

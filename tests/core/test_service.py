@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from callboard import Event, Listener, Service, User, listener, method
-from callboard.service import Context, ListenerSpec, Method, current_context
+from callboard import Event, InvalidArgs, Listener, Service, Thread, User, listener, method
+from callboard.context import Context, current_context
+from callboard.service import ListenerSpec, Method
 
 pytestmark = pytest.mark.anyio
 
@@ -50,6 +51,27 @@ def test_a_listener_without_its_halves_is_refused() -> None:
 
         @listener
         class Half: ...
+
+
+def test_a_listener_may_be_one_per_thread() -> None:
+    class Chats(Service):
+        namespace = "CHATS"
+
+        @listener(per="thread")
+        class Messages(Sample.Changes): ...
+
+    assert Chats().listeners() == [ListenerSpec("messages", Chats.Messages, per="thread")]
+    with pytest.raises(TypeError, match="not per 'room'"):
+        listener(per="room")  # type: ignore[call-overload]
+
+
+def test_a_thread_is_named_by_its_place() -> None:
+    thread = Thread("acme", "-Nabc")
+    assert (thread.place, thread.mode) == (("acme", "-Nabc"), "auto")
+    assert thread == Thread("acme", "-Nabc", "auto") != Thread("acme", "-Nabc", "chats")
+    for wrong in (("a:b", "t"), ("acme", ""), ("acme", "{t}"), ("acme", "t", "rooms")):
+        with pytest.raises(InvalidArgs):
+            Thread(*wrong)
 
 
 def test_what_a_user_may_see() -> None:

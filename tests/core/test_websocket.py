@@ -7,9 +7,9 @@ import base64
 import json
 import socket
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ from callboard.gateway.tickets import Tickets
 from callboard.gateway.websocket import WebSocketGateway
 from callboard.lifecycle import Lifecycle
 from callboard.messages import Event, encode, new_id, utc_now
-from callboard.service import Service, User, listener
+from callboard.service import Listener, Service, Thread, User, listener
 from callboard.settings import Settings
 from callboard_local import ValkeyServer
 
@@ -65,10 +65,13 @@ class Source:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def segments(self) -> dict[str, frozenset[str] | None]:
+    def keeping_open(self, uid: str, thread: Thread | None) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def segments(self, thread: Thread | None) -> dict[str, frozenset[str] | None]:
         return {"shop.items": self.known}
 
-    async def read_one(self, uid: str, name: str) -> Reading | None:
+    async def read_one(self, uid: str, name: str, thread: Thread | None) -> Reading | None:
         self.reads += 1
         self.reading.set()
         await self.gate.wait()
@@ -415,7 +418,184 @@ async def test_no_listener_is_held_up_or_told_again_for_another(
         assert recorded.lines("task_died") == []
 
 
+class Rooms(Service):
+    """A listener of the user's, and one per thread whose reads wait at `gates`, by thread key."""
+
+    namespace = "ROOMS"
+
+    def __init__(self) -> None:
+        self.gates: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.reads: Counter[str] = Counter()
+        self.begun: Counter[str] = Counter()
+
+    @listener
+    class Items(Shop.Items): ...
+
+    @listener(per="thread")
+    class Chat(Listener["Rooms"]):
+        async def snapshot(self, user: User) -> list[Event]:
+            self.service.reads[self.thread.thread_key] += 1
+            await self.service.gates[self.thread.thread_key].wait()
+            return [Event(type="chat.sync", uid=user.uid, payload={"of": self.thread.thread_key})]
+
+        async def changes(self, user: User) -> AsyncIterator[Event]:
+            self.service.begun[self.thread.thread_key] += 1
+            yield Event(type="chat.message", uid=user.uid, payload={"in": self.thread.thread_key})
+            await asyncio.Event().wait()
+
+
+async def test_a_socket_hears_of_its_own_thread_and_the_sync_first(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    options: Any = {"real_listeners": Rooms, "supervised": False}
+    async with (
+        replica(serve, make_settings(), recorded, **options) as desk,
+        desk.open(space_code="acme", thread_key="t1") as first,
+        desk.open(space_code="acme", thread_key="t2") as second,
+        desk.open() as none,
+    ):
+        for client in (first, second, none):  # the threads' syncs hang, and cost nobody theirs
+            assert (await heard(client))["payload"] == {"of": desk.uid}
+        await eventually(lambda: desk.service.reads == {"t1": 1, "t2": 1})
+        message = Event(type="chat.message", uid=desk.uid, payload={"n": 1}, listener="rooms.chat:acme:t1")
+        await desk.bus.publish(message, specific=("acme", "t1"))
+        await desk.publish(2)
+        for client in (first, second, none):
+            assert (await heard(client))["payload"] == {"n": 2}
+        desk.service.gates["t1"].set()
+        sync = await heard(first)
+        assert (sync["type"], sync["listener"], sync["payload"]) == ("chat.sync", "rooms.chat:acme:t1", {"of": "t1"})
+        assert (await heard(first))["payload"] == {"n": 1}
+        desk.service.gates["t2"].set()
+        assert (await heard(second))["payload"] == {"of": "t2"}
+        await desk.publish(3)
+        for client in (first, second, none):
+            assert (await heard(client))["payload"] == {"n": 3}
+        desk.hub.gap()
+        for client, expected in ((first, {"t1"}), (second, {"t2"}), (none, set())):
+            syncs = {(await heard(client))["payload"]["of"] for _ in range(1 + len(expected))}
+            assert syncs == {desk.uid, *expected}
+
+
+async def test_a_threads_listener_runs_while_its_socket_is_open(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    async with replica(serve, make_settings(), recorded, real_listeners=Rooms) as desk:
+        listeners: Listeners = desk.gateway._listeners
+        desk.service.gates["t1"].set()
+        for _ in range(2):  # the second time is a page reload
+            async with desk.open(space_code="acme", thread_key="t1", mode="job_chats") as client:
+                types = [event["type"] for event in [await heard(client) for _ in range(2)]]
+                assert sorted(types) == ["chat.sync", "notif.sync"]
+                await eventually(lambda: listeners.is_active(desk.uid, "rooms.chat"))
+            [row] = [row for row in listeners.status() if row["thread"] is not None]
+            assert row["thread"] == Thread("acme", "t1", "job_chats")
+        assert desk.service.begun == {"t1": 1}
+        await eventually(lambda: not desk.gateway.connections)
+        listeners._grace_s = 0.0  # how long it waits is not the question here
+        listeners._check_threads()
+        await eventually(lambda: not listeners.is_active(desk.uid, "rooms.chat"))
+
+
+async def test_a_stale_owner_of_a_thread_is_not_heard(desk: Replica) -> None:
+    async def publish(n: int, fence: int, thread: str) -> None:
+        event = Event(
+            type="chat.message", uid=desk.uid, payload={"n": n}, fence=fence, listener=f"rooms.chat:a:{thread}"
+        )
+        await desk.bus.publish(event, specific=("a", thread))
+
+    async with (
+        desk.synced(space_code="a", thread_key="t1") as first,
+        desk.synced(space_code="a", thread_key="t2") as other,
+    ):
+        await publish(1, 10, "t1")
+        await publish(2, 9, "t1")  # the replica that had it before
+        await publish(3, 10, "t1")
+        assert [(await heard(first))["payload"]["n"] for _ in range(2)] == [1, 3]
+        await publish(4, 5, "t2")  # the control: another thread's lease
+        assert (await heard(other))["payload"] == {"n": 4}
+    assert desk.recorded.metric("callboard_events_dropped_total", prefix="chat:", reason="fenced") == 1
+
+
 # -- who is let in
+
+
+async def test_a_users_own_credential_opens_threads_of_their_companies_alone(desk: Replica) -> None:
+    async def verify(token: str) -> VerifiedToken:
+        return VerifiedToken(desk.uid, time.time() + 3_600)
+
+    def ticket() -> dict[str, Any]:
+        return {"type": "auth.ticket", "payload": {"ticket": desk.tickets.issue(desk.uid)}}
+
+    desk.gateway.verify_token = verify
+    token = {"type": "auth.firebase_token", "payload": {"token": "good"}}
+    inside, outside = ({"space_code": code, "thread_key": "t"} for code in ("acme", "other"))
+
+    async def let_in(frame: dict[str, Any], **query: str) -> list[str]:
+        async with desk.open(None, **query) as client:
+            await client.send(json.dumps(frame))
+            types = [(await heard(client))["type"]]
+            return types if types == ["notif.sync"] else [*types, (await heard(client))["type"]]
+
+    assert await let_in(ticket(), **outside) == ["notif.sync"], "who may see all companies may open all spaces"
+    for companies in (["acme"], []):
+        await desk.presence.register(desk.uid, "tab", authorized_companies_ids=companies)
+        assert await desk.refused(None, ticket(), desk.url(**outside)) == CloseCode.FORBIDDEN
+        async with desk.open(None, **outside) as client:
+            await client.send(json.dumps(token))
+            assert (await heard(client))["type"] == "auth.login_error"
+            assert await closed(client) == CloseCode.FORBIDDEN
+        if companies:
+            assert await let_in(ticket(), **inside) == ["notif.sync"]
+            assert await let_in(token, **inside) == ["auth.session_confirmed", "notif.sync"]
+        assert await let_in(ticket()) == ["notif.sync"]  # without a thread
+        async with desk.synced(**outside):  # a service is trusted
+            pass
+
+
+async def test_a_thread_is_closed_when_its_space_is_no_more_the_users(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    async with replica(serve, make_settings(), recorded, heartbeat_interval_s=0.02) as desk, AsyncExitStack() as stack:
+
+        async def opened(headers: dict[str, str] | None, **query: str) -> ClientConnection:
+            client = await stack.enter_async_context(desk.open(headers, **query))
+            if headers is None:
+                await client.send(
+                    json.dumps({"type": "auth.ticket", "payload": {"ticket": desk.tickets.issue(desk.uid)}})
+                )
+            assert (await heard(client))["type"] == "notif.sync"
+            return client
+
+        await desk.presence.register(desk.uid, "tab", authorized_companies_ids=["acme", "other"])
+        mine = await opened(None, space_code="acme", thread_key="t")
+        others = await opened(None, space_code="other", thread_key="t")
+        whole = await opened(None)
+        services = await opened(SERVICE, space_code="acme", thread_key="t")
+        await desk.presence.register(desk.uid, "tab", authorized_companies_ids=["other"])
+        assert await closed(mine) == CloseCode.FORBIDDEN
+        await desk.publish(1)
+        for client in (others, whole, services):  # the controls
+            assert (await heard(client))["payload"] == {"n": 1}
+
+
+async def test_without_redis_no_user_opens_a_thread(
+    serve: Serve, own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    async def verify(token: str) -> VerifiedToken:
+        return VerifiedToken(token, time.time() + 3_600)
+
+    async with replica(serve, make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port)), recorded) as desk:
+        desk.gateway.verify_token = verify
+        await own_valkey.kill()
+        token = json.dumps({"type": "auth.firebase_token", "payload": {"token": desk.uid}})
+        async with desk.open(None, space_code="acme", thread_key="t") as client:
+            await client.send(token)
+            assert (await heard(client))["type"] == "auth.login_error"
+            assert await closed(client) == CloseCode.UNAVAILABLE
+        async with desk.open(None) as client:  # the control: what needs no look at companies
+            await client.send(token)
+            assert (await heard(client))["type"] == "auth.session_confirmed"
 
 
 async def test_a_ticket_opens_one_connection_of_its_user(desk: Replica) -> None:

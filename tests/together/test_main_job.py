@@ -135,6 +135,38 @@ async def test_a_job_in_an_event_out(
         assert sum(event.type == "notif.job_updated" for event in channel.seen) == 1
 
 
+async def test_what_is_uploaded_and_restarted_is_heard(service: Service, outside: AsyncClient, user: str) -> None:
+    async def call(name: str, *args: Any) -> Any:
+        return await service.call(f"FIREBASE_MANAGEMENT.{name}", user, "job456", *args, as_user=user)
+
+    older = outside.document(f"clients/{user}/task_manager/job456/document/initial_data")
+    await older.set({"sender": "ACME"})
+    await call("upload_invoice_step", {"step_extract_data": 2})
+
+    async with service.subscribed(f"user:{user}") as channel:
+        await service.callboard.presence.register(user, "session1")
+        await attached(service, user, channel)
+
+        assert await call("upload_document_to_task_job_id", {"currency": "CHF", "internal": 1}) is True
+        changed = await channel.next("workflow.invoice_update")
+        assert (changed.payload, changed.job_id) == ({"invoice_changes": {"currency": "CHF"}}, "job456")
+
+        assert await call("upload_invoice_step", {"step_extract_data": {"$op": "increment", "by": 1}}) is True
+        stepped = await channel.next("workflow.step_update")
+        assert stepped.payload == {"step_changes": {"APBookeeper_step_status": {"step_extract_data": 3}}}
+        read = await call("download_document_to_task_job_id"), await call("download_invoice_step")
+        assert read == ({"currency": "CHF", "internal": 1, "sender": "ACME"}, {"step_extract_data": 3})
+
+        assert await call("restart_job") is True
+        changed, stepped = [await channel.next(f"workflow.{kind}_update") for kind in ("invoice", "step")]
+        assert changed.payload == {"invoice_changes": {"currency": None}}
+        assert stepped.payload == {"step_changes": {"APBookeeper_step_status": {"step_extract_data": None}}}
+
+        assert await call("delete_items_by_job_id") == {"notifications": 0, "documents": 1}
+        gone = await channel.next("workflow.sync")
+        assert gone.payload == {"job_id": "job456", "invoice": {}, "steps": {}}
+
+
 @pytest.mark.parametrize("body", BAD_BODIES.values(), ids=BAD_BODIES.keys())
 async def test_a_bad_body_writes_nothing(
     client: httpx.AsyncClient, outside: AsyncClient, recorded: Recorded, body: bytes

@@ -1,5 +1,6 @@
 """Callboard: serve plain Python classes as namespaces, with RPC in and live events out."""
 
+from callboard.context import Context
 from callboard.errors import (
     Aborted,
     AlreadyExists,
@@ -17,7 +18,7 @@ from callboard.errors import (
 )
 from callboard.hookspecs import hookimpl
 from callboard.messages import Event, event_id
-from callboard.service import Context, Listener, Service, User, listener, method
+from callboard.service import Listener, Service, Thread, User, listener, method
 from callboard.settings import Help, Secret, variable
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ResourceExhausted",
     "Secret",
     "Service",
+    "Thread",
     "Unavailable",
     "User",
     "event_id",

@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from callboard.connections import Connections
+from callboard.context import Context
 from callboard.credentials import Credentials
 from callboard.errors import ConfigurationError
 from callboard.events.bus import Bus
@@ -37,7 +38,6 @@ from callboard.lifecycle import Lifecycle
 from callboard.plugins import Plugin, Plugins, reason_of
 from callboard.rpc.idempotency import Idempotency
 from callboard.rpc.router import Router
-from callboard.service import Context
 from callboard.settings import Settings, load
 from callboard.telemetry import Telemetry
 from callboard.version import VERSION

@@ -249,6 +249,7 @@ def _show_table(callboard: Any, port: int) -> None:
         ("user", "demo (online, with sample data)"),
         ("redis", "{}:{}".format(*settings.redis_address())),
         ("firestore", f"{callboard.host.environ.get('FIRESTORE_EMULATOR_HOST')} (project demo)"),
+        ("realtime", f"{callboard.host.environ.get('FIREBASE_DATABASE_EMULATOR_HOST')} (namespace demo)"),
         ("stripe", f"{callboard.host.environ.get('STRIPE_API_BASE')} (no money moves)"),
     ]
     click.echo("")

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from callboard.connections import Connections
+    from callboard.context import Context
     from callboard.events.bus import Bus
     from callboard.fleet.listeners import Listeners
     from callboard.fleet.presence import Presence
     from callboard.gateway.tickets import Tickets
-    from callboard.service import Context
 
 
 class SharedResource(AbstractAsyncContextManager["Any"], Protocol):

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args, overload
 
 import msgspec
 
-from callboard.messages import Event, event_id
+from callboard.context import Context, current_context
+from callboard.errors import InvalidArgs
+from callboard.messages import Event, check_identifier
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -31,10 +31,14 @@ if TYPE_CHECKING:
     from callboard.host import Host
 
 Effect = Literal["read", "write"]
+ThreadMode = Literal["chats", "job_chats", "auto"]
 F = TypeVar("F", bound=Callable[..., Any])
 L = TypeVar("L", bound=type)
 ServiceT = TypeVar("ServiceT", bound="Service")
 _MARK = "__callboard__"
+
+RetrySafe: TypeAlias = "bool | Callable[[Mapping[str, Any]], bool]"
+"""Whether a method is, or whether it is with these arguments (by name, converted)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,13 @@ class Method:
     """What a method declares. `aliases` are further names: `other_name`, or `OTHER_NAMESPACE.name`."""
 
     effect: Effect = "write"
-    retry_safe: bool = False
+    retry_safe: RetrySafe = False
     timeout_s: float | None = None
     keyed: bool = True
     aliases: tuple[str, ...] = ()
+
+    def is_retry_safe(self, arguments: Mapping[str, Any]) -> bool:
+        return self.retry_safe if isinstance(self.retry_safe, bool) else self.retry_safe(arguments)
 
 
 @overload
@@ -54,7 +61,7 @@ def method(function: F, /) -> F: ...
 def method(
     *,
     effect: Effect = ...,
-    retry_safe: bool = ...,
+    retry_safe: RetrySafe = ...,
     timeout_s: float | None = ...,
     keyed: bool = ...,
     aliases: tuple[str, ...] = ...,
@@ -64,7 +71,7 @@ def method(
     /,
     *,
     effect: Effect = "write",
-    retry_safe: bool = False,
+    retry_safe: RetrySafe = False,
     timeout_s: float | None = None,
     keyed: bool = True,
     aliases: tuple[str, ...] = (),
@@ -72,7 +79,8 @@ def method(
     """Make a function callable as `NAMESPACE.name`.
 
     `effect`: a `read` changes nothing and ignores idempotency keys; a `write` honours them.
-    `retry_safe`: running it twice ends in the same state, so an interrupted call may be run again.
+    `retry_safe`: running it twice ends in the same state, so an interrupted call may be run again; where that depends
+    on what is written, a function that looks at the arguments.
     `timeout_s`: a cap on the caller's deadline, seconds.
     `keyed`: false for a write that is meant each time it is sent, such as a heartbeat: its key is ignored, since some
     clients make the key of the arguments alone, and a replay would answer without doing anything.
@@ -95,130 +103,101 @@ class User(msgspec.Struct, frozen=True):
         return self.authorized_companies_ids is None or company_id in self.authorized_companies_ids
 
 
+class Thread(msgspec.Struct, frozen=True):
+    """A chat thread that a user has open. `mode`: the kind it is of, `auto` where the opener does not know.
+
+    InvalidArgs for a space code or a thread key that is none, or another mode.
+    """
+
+    space_code: str
+    thread_key: str
+    mode: ThreadMode = "auto"
+
+    def __post_init__(self) -> None:
+        check_identifier(self.space_code, "space_code")
+        check_identifier(self.thread_key, "thread_key")
+        if self.mode not in get_args(ThreadMode):
+            raise InvalidArgs(f"mode must be one of {', '.join(get_args(ThreadMode))}")
+
+    @classmethod
+    def named(cls, space_code: str | None, thread_key: str | None, mode: ThreadMode = "auto") -> Thread | None:
+        """The thread that optional arguments name; None when they name none, InvalidArgs for half a name."""
+        if space_code is None and thread_key is None:
+            return None
+        if space_code is None or thread_key is None:
+            raise InvalidArgs("space_code and thread_key go together.")
+        return cls(space_code, thread_key, mode)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What tells it from other threads, and ends its channel: `chat:{uid}:{space_code}:{thread_key}`."""
+        return self.space_code, self.thread_key
+
+
 class Listener(Generic[ServiceT]):
     """Base of a listener, for its types; any class with these two halves will do.
 
-    One is made per user and listening, so what it remembers goes when the user does.
+    One is made per user (or per user and open thread) and listening, so what it remembers goes when the user does.
     """
 
     service: ServiceT
+    thread: Thread
+    """Which thread this one is for; there only if the listener is declared `per="thread"`."""
 
     async def snapshot(self, user: User) -> list[Event]:
         """Read the source and return its sync events: the state as a whole."""
         raise NotImplementedError
 
     def changes(self, user: User) -> AsyncIterator[Event]:
-        """The stream of deltas, for as long as the user is online."""
+        """The stream of deltas, for as long as the user is online, or has the thread open."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerSpec:
-    """A listener as declared: its name in logs and metrics, its class, whether `changes` begins with its own sync."""
+    """A listener as declared: its name in logs and metrics, its class, whether `changes` begins with its own sync.
+
+    `per`: one runs for each online user, or for each user and thread they have open.
+    """
 
     name: str
     factory: type
     begins_with_sync: bool = False
+    per: Literal["user", "thread"] = "user"
 
 
 @overload
 def listener(cls: L, /) -> L: ...
 @overload
-def listener(*, name: str = ..., begins_with_sync: bool = ...) -> Callable[[L], L]: ...
-def listener(cls: L | None = None, /, *, name: str = "", begins_with_sync: bool = False) -> L | Callable[[L], L]:
+def listener(
+    *, name: str = ..., begins_with_sync: bool = ..., per: Literal["user", "thread"] = ...
+) -> Callable[[L], L]: ...
+def listener(
+    cls: L | None = None,
+    /,
+    *,
+    name: str = "",
+    begins_with_sync: bool = False,
+    per: Literal["user", "thread"] = "user",
+) -> L | Callable[[L], L]:
     """Declare a class inside a service as a listener, run once per online user, on one replica.
 
     `begins_with_sync`: `changes` itself yields the sync events first, from the same read that starts the stream, so
     that nothing falls between the two. Without it the core calls `snapshot` when the stream has been started.
+    `per="thread"`: one runs for each chat thread that a user has open, with that thread as `self.thread`. Its events
+    are named `chat.*`, and the core publishes them on the thread's own channel.
     """
+    if per not in ("user", "thread"):
+        raise TypeError(f"a listener is per user or per thread, not per {per!r}")
 
     def mark(cls: L) -> L:
         for half in ("snapshot", "changes"):
             if not callable(getattr(cls, half, None)):
                 raise TypeError(f"the listener {cls.__qualname__} has no method {half}(self, user)")
-        setattr(cls, _MARK, ListenerSpec(name or cls.__name__.lower(), cls, begins_with_sync))
+        setattr(cls, _MARK, ListenerSpec(name or cls.__name__.lower(), cls, begins_with_sync, per))
         return cls
 
     return mark if cls is None else mark(cls)
-
-
-class Publish(Protocol):
-    """`Bus.publish`: see there."""
-
-    def __call__(self, event: Event, /, *, specific: tuple[str, ...] = ()) -> Awaitable[None]: ...
-
-
-class Context:
-    """Who a call is for and what it may do; `self.context` inside a method, on the loop or on a thread."""
-
-    def __init__(
-        self,
-        publish: Publish,
-        loop: asyncio.AbstractEventLoop,
-        *,
-        method: str = "",
-        caller: str = "",
-        user_id: str | None = None,
-        session_id: str | None = None,
-        trace_id: str | None = None,
-        traceparent: str | None = None,
-        deadline: float | None = None,
-        record: str | None = None,
-    ) -> None:
-        self.method = method
-        self.caller = caller
-        self.user_id = user_id
-        self.session_id = session_id
-        self.trace_id = trace_id
-        self._traceparent = traceparent
-        self._deadline = deadline
-        self._record = record
-        self._published = 0
-        self._publish = publish
-        self._loop = loop
-
-    def time_left_s(self) -> float | None:
-        """Seconds until the call's deadline, never below 0; None outside a call."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
-    async def publish(self, event: Event, *, specific: tuple[str, ...] = ()) -> None:
-        """Send an event on its user's channel; `specific` names the rest of a finer one. Unavailable without Redis."""
-        self._number(event)
-        await self._publish(event, specific=specific)
-
-    def publish_soon(self, event: Event, *, specific: tuple[str, ...] = ()) -> None:
-        """`publish` for sync methods: blocks this thread, not the loop, until the event is sent."""
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is self._loop:
-            raise RuntimeError("publish_soon is for sync methods; await publish() here")
-        self._number(event)
-        asyncio.run_coroutine_threadsafe(self._call_publish(event, specific), self._loop).result(self.time_left_s())
-
-    async def progress(self, progress: Any, *, job_id: str, uid: str | None = None) -> None:
-        """Send `service.progress_update` with `{job_id, progress}` to the call's user, or to `uid`."""
-        user = uid or self.user_id
-        if user is None:
-            raise ValueError("progress needs a user: the call has no user_id and no uid was given")
-        await self.publish(
-            Event(type="service.progress_update", uid=user, payload={"job_id": job_id, "progress": progress})
-        )
-
-    async def _call_publish(self, event: Event, specific: tuple[str, ...]) -> None:
-        await self._publish(event, specific=specific)
-
-    def _number(self, event: Event) -> None:
-        # A keyed call that runs again (retry_safe) publishes the same ids, so that consumers drop the repeats.
-        if not event.id and self._record is not None:
-            event.id = event_id(self._record, self._published)
-            self._published += 1
-        if event.traceparent is None:
-            event.traceparent = self._traceparent
-
-
-current_context: ContextVar[Context] = ContextVar("callboard_context")
 
 
 class Service:

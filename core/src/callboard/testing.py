@@ -6,6 +6,9 @@
     async with serving(callboard_vector_db, environ=environ) as service:   # the same, on a port of its own
         httpx.post(f"{service.url}/rpc", …)
 
+    async with service.opened("demo", "acme", "-N1") as channel:            # a chat thread; its listeners run
+        assert (await channel.next("chat.sync")).payload["count"] == 0
+
 `environ` names the back ends, e.g. from callboard-local's fixtures; the token is `test` when none is given.
 """
 
@@ -23,6 +26,7 @@ from callboard.app import Callboard
 from callboard.credentials import Credential
 from callboard.messages import Call, ErrorBody, Event, encode
 from callboard.server import Server, listen
+from callboard.service import Thread, ThreadMode
 from callboard.settings import Settings, load
 from callboard.telemetry import Telemetry
 
@@ -74,6 +78,16 @@ class Service:
             confirmed = await pubsub.get_message(timeout=5)
             assert confirmed is not None, f"Redis did not confirm the subscription to {channel}"  # noqa: S101
             yield Subscription(pubsub)
+
+    @asynccontextmanager
+    async def opened(
+        self, uid: str, space_code: str, thread_key: str, mode: ThreadMode = "auto"
+    ) -> AsyncIterator[Subscription]:
+        """A chat thread that the user has open, as by a WebSocket, and everything published on its channel."""
+        thread = Thread(space_code, thread_key, mode)
+        async with self.subscribed(self.callboard.bus.channel_of("chat.sync", uid, thread.place)) as channel:
+            with self.callboard.listeners.keeping_open(uid, thread):
+                yield channel
 
 
 class Subscription:

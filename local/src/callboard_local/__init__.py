@@ -4,6 +4,7 @@ from .backends import Backends
 from .child import StartError
 from .firestore_process import FirestoreProcess
 from .google_emulator import GoogleFirestoreProcess
+from .realtime_process import RealtimeProcess
 from .server import PortInUseError
 from .stripe_process import StripeControl, StripeProcess
 from .valkey import ValkeyServer
@@ -13,6 +14,7 @@ __all__ = [
     "FirestoreProcess",
     "GoogleFirestoreProcess",
     "PortInUseError",
+    "RealtimeProcess",
     "StartError",
     "StripeControl",
     "StripeProcess",

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .firestore_process import FirestoreProcess
+from .realtime_process import RealtimeProcess
 from .server import ServerProcess, in_thread
 from .stripe_process import SECRET_KEY, StripeProcess
 from .valkey import ValkeyServer
@@ -24,10 +25,11 @@ _WEBHOOK_SECRET = "whsec_callboard_local"  # noqa: S105 - of a stand-in: it open
 class Backends:
     """`async with Backends(base_port=8080) as backends: os.environ.update(backends.environ)`.
 
-    Valkey listens on the port after `base_port`, Firestore on the second, Stripe on the fourth; the third is kept for
-    the Realtime Database. Stripe's webhooks go to the service on `base_port` itself. `base_port` 0 takes free ones, and
-    then webhooks go nowhere. `seed` writes sample data for the user `demo`, where it is missing; `data` is a file to
-    keep Firestore's documents in. Raises `StartError`.
+    Valkey listens on the port after `base_port`, Firestore on the second, the Realtime Database on the third, Stripe on
+    the fourth. Stripe's webhooks go to the service on `base_port` itself. `base_port` 0 takes free ones, and then
+    webhooks go nowhere. `seed` writes sample data for the user `demo`, where it is missing. `data` is a file to keep
+    Firestore's documents in; the Realtime Database's are then in a file beside it, whose name begins with `realtime-`.
+    `project` names the Google project, and the namespace in the Realtime Database. Raises `StartError`.
     """
 
     def __init__(
@@ -36,6 +38,10 @@ class Backends:
         self.project = project
         self.valkey = ValkeyServer(base_port + 1 if base_port else 0)
         self.firestore = FirestoreProcess(base_port + 2 if base_port else 0, data=data)
+        self.realtime = RealtimeProcess(
+            base_port + 3 if base_port else 0,
+            data=data.with_name(f"realtime-{data.name}") if data is not None else None,
+        )
         self.stripe = StripeProcess(
             base_port + 4 if base_port else 0,
             webhook_url=f"http://127.0.0.1:{base_port}/webhooks/stripe" if base_port else None,
@@ -51,6 +57,9 @@ class Backends:
             "LISTENERS_REDIS_PORT": str(self.valkey.port),
             "LISTENERS_REDIS_TLS": "false",
             _EMULATOR_VARIABLE: self.firestore.address,
+            "FIREBASE_DATABASE_EMULATOR_HOST": self.realtime.address,
+            # With its namespace: Google's client takes it as an emulator's, and needs no credentials.
+            "FIREBASE_REALTIME_DB_URL": self.realtime.url_of(self.project),
             "GOOGLE_PROJECT_ID": self.project,
             "STRIPE_SECRET_KEY": SECRET_KEY,
             "STRIPE_WEBHOOK_SECRET": _WEBHOOK_SECRET,
@@ -89,7 +98,7 @@ class Backends:
         await self._stop()
 
     def _servers(self) -> list[ServerProcess]:
-        return [self.valkey, self.firestore, self.stripe]
+        return [self.valkey, self.firestore, self.realtime, self.stripe]
 
     async def _start(self) -> None:
         starting = [in_thread(server.start) for server in self._servers()]
@@ -105,11 +114,15 @@ class Backends:
         await asyncio.gather(*(in_thread(server.stop) for server in self._servers()))
 
     async def _write_sample_data(self) -> None:
+        from .realtime_seed import seed_realtime
         from .seed import seed
 
+        realtime = self.realtime
         client = self._client()
         try:
-            await seed(client)
+            await asyncio.gather(
+                seed(client), in_thread(lambda: seed_realtime(realtime.host, realtime.port, self.project))
+            )
         finally:
             await client._firestore_api.transport.close()
 
@@ -122,7 +135,7 @@ class Backends:
 
 
 def _import_seed() -> None:
-    importlib.import_module(".seed", __package__)
+    importlib.import_module(".realtime_seed", __package__)
 
 
 @contextmanager

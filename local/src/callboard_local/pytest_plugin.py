@@ -7,6 +7,7 @@ import pytest
 
 from .firestore_process import FirestoreProcess
 from .google_emulator import JAR_PACKAGE, JAVA_PACKAGE, GoogleFirestoreProcess
+from .realtime_process import RealtimeProcess
 from .stripe_process import StripeControl, StripeProcess
 from .valkey import ValkeyServer
 
@@ -57,6 +58,26 @@ def firestore_address(request: pytest.FixtureRequest) -> str:
 def firestore_project() -> str:
     """A project id that nobody else uses: an empty Firestore of your own on the shared server."""
     return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def realtime_server() -> Iterator[RealtimeProcess]:
+    """A Realtime Database shared by the whole session: use `realtime_namespace`, and do not stop it."""
+    with RealtimeProcess() as server:
+        yield server
+
+
+@pytest.fixture
+def realtime_namespace() -> str:
+    """A namespace that nobody else uses: an empty database of your own on the shared server."""
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def own_realtime() -> Iterator[RealtimeProcess]:
+    """A Realtime Database for this test alone: `kill`, `restart`, `pause`, `resume` and `control` it as you like."""
+    with RealtimeProcess() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

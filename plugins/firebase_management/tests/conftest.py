@@ -15,8 +15,8 @@ from blockbuster import blockbuster_ctx
 from google.cloud.firestore import AsyncClient
 
 from callboard import Event, Unavailable
+from callboard.context import Context
 from callboard.host import Host
-from callboard.service import Context
 from callboard.settings import Settings, load
 from callboard.telemetry import Telemetry
 from callboard_firebase_management import FirebaseManagement
@@ -142,3 +142,16 @@ async def paid_service(
     await service.open()
     with blockbuster_ctx(["callboard", "callboard_firebase", "callboard_firebase_management"]):
         yield service
+
+
+@pytest.fixture
+def paths(client: AsyncClient) -> Callable[[str], Awaitable[list[str]]]:
+    """The documents that exist at and beneath a path, sorted; read past the methods under test."""
+
+    async def find(path: str) -> list[str]:
+        found = [path] if (await client.document(path).get()).exists else []
+        async for collection in client.document(path).collections():
+            found += [str(each.reference.path) async for each in collection.recursive().stream()]
+        return sorted(found)
+
+    return find

@@ -61,7 +61,20 @@ async def test_get_malformed_documents(service: FirebaseManagement, store: Store
     await store(f"{NOTIFICATIONS}/text", {"read": "false", "timestamp": START})
 
     assert ids(await service.get_unread_notifications("ada")) == ["bare", "odd"]
-    assert set(ids(await service.get_notifications("ada"))) == {"odd", "text"}
+    assert set(ids(await service.get_notifications("ada"))) == {"bare", "odd", "text"}
+
+
+@pytest.mark.usefixtures("six")
+async def test_get_those_without_a_timestamp_where_there_is_room(service: FirebaseManagement, store: Store) -> None:
+    for doc_id, read in (("a", False), ("b", True), ("z", True)):
+        await store(f"{NOTIFICATIONS}/{doc_id}", {"read": read})  # later than all the others, by the last write
+
+    with_time = ["n5", "n4", "n3", "n2", "n1", "n0"]
+    assert ids(await service.get_notifications("ada")) == ["z", "b", "a", *with_time]
+    assert ids(await service.get_notifications("ada", read=True)) == ["z", "b", "n4", "n2", "n0"]
+    assert ids(await service.get_notifications("ada", limit=7)) == ["b", "a", *with_time[:5]]  # z: too far by its id
+    for limit in (1, 6):
+        assert ids(await service.get_notifications("ada", limit=limit)) == with_time[:limit]
 
 
 @pytest.mark.usefixtures("six")

@@ -21,44 +21,87 @@ pytestmark = pytest.mark.anyio
 SIGNATURES = [
     "add_document(collection_path, data, merge=None)",
     "add_document_without_timestamp(collection_path, doc_id, data, merge=None)",
+    "add_message_to_internal_message(user_id, job_id, message, sent_to, sent_from)",
     "add_new_document(collection_path, data)",
+    "add_new_param(param_type, param_data)",
     "add_or_update_job_by_batch_id(collection_path, job_data)",
     "add_or_update_job_by_file_id(collection_path, job_data)",
     "add_or_update_job_by_job_id(collection_path, job_data)",
     "add_top_up(mandate_path, top_up)",
+    "check_and_create_client_document(user_data)",
     "check_job_status(user_id, job_id=None, file_id=None)",
+    "create_or_update_beta_request(payload)",
+    "create_telegram_user(user_id, mandate_path, telegram_username, additional_data=None)",
     "delete_doc_id(doc_path)",
     "delete_document_recursive(doc_path, batch_size=100)",
     "delete_documents_by_full_paths(document_paths)",
+    "delete_items_by_job_id(user_id, job_ids)",
     "delete_notifications(user_id, job_id=None)",
+    "delete_scheduler_job_completely(job_id)",
+    "delete_telegram_user(telegram_username, mandate_path=None)",
+    "disable_scheduler_job(mandate_path, job_type)",
+    "download_document_to_task_job_id(user_id, job_id)",
+    "download_invoice_step(user_id, job_id)",
+    "fetch_all_mandates_summary(user_id)",
     "fetch_documents_from_firestore(collection_path, mandat_id_value, max_docs=None)",
+    "fetch_single_mandate(mandate_path)",
     "get_all_expenses(mandate_path, after=None, limit=None)",
     "get_balance_info(mandate_path=None, user_id=None)",
+    "get_batch_details(user_id, batch_id)",
+    "get_beta_request_by_email(email)",
+    "get_customer_list(user_id)",
     "get_document(document_path)",
+    "get_internal_message(user_id, job_id)",
     "get_notifications(user_id, read=None, limit=100)",
+    "get_param_data(param_type)",
     "get_raw_document(document_path)",
+    "get_telegram_user_by_username(telegram_username)",
     "get_unread_notifications(user_id, limit=50)",
     "get_user_balance(mandate_path=None, user_id=None)",
+    "is_telegram_user_authorized(telegram_username, mandate_path)",
     "process_immediate_top_up(user_id, amount, transaction_path=None)",
     "process_stripe_webhook(event_data)",
+    "restart_job(user_id, job_id)",
     "retrieve_stripe_session(session_id)",
+    "save_scheduler_job(mandate_path, job_type, job_data)",
     "set_document(document_path, data, merge=False)",
     "update_firebase_doc(doc_path, update_data)",
     "update_job_status(user_id, job_id, new_status, additional_info=None)",
+    "upload_chat_history(user_id, job_id, chat_history)",
+    "upload_document_to_task_job_id(user_id, job_id, initial_document_data)",
+    "upload_invoice_step(user_id, job_id, invoice_step)",
+    "upload_metadatas_to_job_id(user_id, job_id, metadata)",
     "upload_token_usage(user_id, data)",
 ]
 
-PLAIN_WRITES = {"add_document", "add_new_document", "add_top_up", "process_immediate_top_up"}
+PLAIN_WRITES = {
+    "add_document",
+    "add_message_to_internal_message",
+    "add_new_document",
+    "add_top_up",
+    "process_immediate_top_up",
+}
 READS = {
     "check_job_status",
+    "download_document_to_task_job_id",
+    "download_invoice_step",
+    "fetch_all_mandates_summary",
     "fetch_documents_from_firestore",
+    "fetch_single_mandate",
     "get_all_expenses",
     "get_balance_info",
+    "get_batch_details",
+    "get_beta_request_by_email",
+    "get_customer_list",
     "get_document",
+    "get_internal_message",
     "get_notifications",
+    "get_param_data",
     "get_raw_document",
+    "get_telegram_user_by_username",
     "get_unread_notifications",
     "get_user_balance",
+    "is_telegram_user_authorized",
     "retrieve_stripe_session",
 }
 
@@ -72,7 +115,7 @@ def test_methods_are_those_of_the_contract() -> None:
         ]
         found.append(f"{name}({', '.join(parameters)})")
         assert declared.effect == ("read" if name in READS else "write"), name
-        assert declared.retry_safe == (name not in READS | PLAIN_WRITES), name
+        assert bool(declared.retry_safe) == (name not in READS | PLAIN_WRITES), name
         assert function.__doc__, name
     assert found == SIGNATURES
 
@@ -126,6 +169,18 @@ async def test_arguments_of_the_wrong_type(service: Service) -> None:
         ("process_stripe_webhook", ["evt_1"]),
         ("get_all_expenses", ["clients/ada", None, 0]),
         ("add_or_update_job_by_job_id", ["clients/ada/notifications", []]),
+        ("upload_document_to_task_job_id", ["ada", "j1", {}]),
+        ("upload_invoice_step", ["ada", "j1", "step_1"]),
+        ("upload_metadatas_to_job_id", ["ada", "j1", []]),
+        ("delete_items_by_job_id", ["ada", 1]),
+        ("delete_items_by_job_id", ["ada", ["j1"] * 501]),
+        ("add_message_to_internal_message", ["ada", "j1", ["m"], "to", "from"]),
+        ("upload_chat_history", ["ada", "j1", "text"]),
+        ("check_and_create_client_document", ["ada"]),
+        ("add_new_param", ["currencies", {}]),
+        ("create_telegram_user", ["ada", "mandates/m1", "bob", "text"]),
+        ("save_scheduler_job", ["mandates/m1", "router", None]),
+        ("create_or_update_beta_request", ["ada@example.org"]),
     ):
         with pytest.raises(CallFailed) as failed:
             await call(service, name, *args)

@@ -47,6 +47,15 @@ class Things(Namespace):
             await asyncio.Event().wait()
             yield Event(type="notif.add", uid=user.uid, payload={})
 
+    @listener(per="thread")
+    class Talk(Listener["Things"]):
+        async def snapshot(self, user: User) -> list[Event]:
+            return [Event(type="chat.sync", uid=user.uid, payload={"mode": self.thread.mode})]
+
+        async def changes(self, user: User) -> AsyncIterator[Event]:
+            await asyncio.Event().wait()
+            yield Event(type="chat.message", uid=user.uid, payload={})
+
 
 class ThingsPlugin:
     @hookimpl
@@ -190,6 +199,33 @@ async def test_the_status_of_a_listener(service: Service, eventually: Eventually
 
     assert (await eventually(look, lambda status: status["active"]))["online"] is True
     assert not (await service.call("REGISTRY.check_listener_status", "u1", "unheard-of"))["active"]
+
+
+async def test_a_chat_thread_is_synced_and_looked_up_by_its_name(service: Service, eventually: Eventually) -> None:
+    thread = {"space_code": "acme", "thread_key": "-N1"}
+    async with service.subscribed("chat:u1:acme:-N1") as heard, service.subscribed("user:u1") as own:
+        named = await service.call("REGISTRY.sync", "u1", mode="chats", **thread)
+        assert named == {"user_id": "u1", "events": 1, "failed": []}
+        assert (await heard.next()).payload == {"mode": "chats"}
+        assert (await service.call("REGISTRY.sync", "u1"))["events"] == 1
+        assert (await own.next()).type == "notif.sync"
+    status = await service.call("REGISTRY.check_listener_status", "u1", "talk", **thread)
+    assert status == {"user_id": "u1", "listener_type": "talk", "active": False, "online": False}
+    async with service.opened("u1", "acme", "-N1") as opened:
+        assert (await opened.next("chat.sync")).payload == {"mode": "auto"}
+
+        async def look() -> bool:
+            found = await service.call("REGISTRY.check_listener_status", "u1", "talk", **thread)
+            return bool(found["active"])
+
+        await eventually(look, bool)
+        assert (await service.call("REGISTRY.sync", "u1"))["events"] == 2
+        other = await service.call("REGISTRY.check_listener_status", "u1", "talk", "acme", "-N2")
+        assert not other["active"]
+    for wrong in (["u1", "talk"], ["u1", "talk", "acme"], ["u1", "things", None, "-N1"], ["u1", "talk", "a:b", "-N1"]):
+        with pytest.raises(CallFailed) as refused:
+            await service.call("REGISTRY.check_listener_status", *wrong)
+        assert refused.value.code == "INVALID_ARGS"
 
 
 async def test_every_replica_knows_the_status_of_a_listener(own_valkey: ValkeyServer, eventually: Eventually) -> None:

@@ -36,6 +36,11 @@ def test_the_jobs_own_document_wins_over_the_older_one() -> None:
     assert job.invoice == {"currency": "EUR", "sender": "Acme"}
 
 
+def test_the_older_document_may_nest_the_invoice() -> None:
+    job = read_job(document({"currency": "EUR"}), {"initial_data": {"currency": "CHF", "sender": "Acme"}})
+    assert job.invoice == {"currency": "EUR", "sender": "Acme"}
+
+
 def test_null_is_no_value() -> None:
     assert read_job(document({"currency": None, "sender": "Acme"})).invoice == {"sender": "Acme"}
 

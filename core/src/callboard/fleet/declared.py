@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from callboard.errors import CallError, DeadlineExceeded, Internal
+from callboard.errors import CallError, DeadlineExceeded, Internal, InvalidArgs
 from callboard.events.bus import EventTooLarge
 from callboard.messages import Event, utc_now
-from callboard.service import ListenerSpec, Service, User
+from callboard.service import ListenerSpec, Service, Thread, User
 from callboard.telemetry import Telemetry, where_raised
+
+
+class Instance(NamedTuple):
+    """Which one of a declared listener: whose, and, where there is one per thread, which thread's."""
+
+    uid: str
+    name: str
+    place: tuple[str, str] | tuple[()] = ()
+
+    @property
+    def lease_key(self) -> str:
+        return f"callboard:lease:listener:{':'.join((self.name, *self.place))}:{{{self.uid}}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +37,35 @@ class Declared:
     def name(self) -> str:
         return f"{self.namespace.lower()}.{self.spec.name}"
 
-    def make(self) -> Any:
+    @property
+    def per_thread(self) -> bool:
+        return self.spec.per == "thread"
+
+    def instance(self, uid: str, thread: Thread | None = None) -> Instance:
+        return Instance(uid, self.name, thread.place if thread is not None and self.per_thread else ())
+
+    def source_name(self, thread: Thread | None = None) -> str:
+        """`listener` in its events: one per thread says which, for each has a lease, hence fences, of its own."""
+        return ":".join((self.name, *self.instance("", thread).place))
+
+    def make(self, thread: Thread | None = None) -> Any:
         listener = self.spec.factory()
         listener.service = self.service
+        if thread is not None and self.per_thread:
+            listener.thread = thread
         return listener
+
+    def address(self, event: Event, thread: Thread | None = None) -> tuple[str, ...]:
+        """Write into an event which listener it is of; returns the rest of its channel.
+
+        InvalidArgs for one of a thread that is not named `chat.*`: no socket would hear it.
+        """
+        event.listener = self.source_name(thread)
+        if not self.per_thread:
+            return ()
+        if not event.type.startswith("chat."):
+            raise InvalidArgs("The events of a listener per thread are named chat.*")
+        return self.instance(event.uid, thread).place
 
     def is_called(self, name: str) -> bool:
         """Whether `name` means this listener: the whole name, or what follows its namespace."""
@@ -50,12 +87,21 @@ async def read_snapshot(listener: Any, user: User, timeout_s: float) -> list[Eve
     return events
 
 
+def log_fields(telemetry: Telemetry, declared: Declared, uid: str, thread: Thread | None) -> dict[str, Any]:
+    """What a log line says of an instance: the declared name; user and thread as logs may show them."""
+    fields = {"listener": declared.name, "uid": telemetry.user(uid)}
+    if thread is not None and declared.per_thread:
+        fields["thread"] = telemetry.user(":".join(thread.place))
+    return fields
+
+
 def log_failure(
     telemetry: Telemetry,
     declared: Declared,
     uid: str,
     error: Exception,
     *,
+    thread: Thread | None = None,
     level: Literal["warning", "error"] = "warning",
     **fields: Any,
 ) -> None:
@@ -63,8 +109,7 @@ def log_failure(
     write = telemetry.log.error if level == "error" or isinstance(error, EventTooLarge) else telemetry.log.warning
     write(
         declared.log_name("error"),
-        listener=declared.name,
-        uid=telemetry.user(uid),
+        **log_fields(telemetry, declared, uid, thread),
         code=code_of(error),
         **where_raised(error),
         **fields,

@@ -1,8 +1,10 @@
-"""Every online user's listeners, each run by one replica: the one that holds its lease.
+"""Every online user's listeners, and those of their open chat threads, each run by one replica: the lease's holder.
 
 A replica learns of a user when they come online here, and from a look at all online users every few seconds, which
-is how it takes over what a replica that died has left. Leases are renewed every third of their TTL, all in one loop;
-the same loop notices users who are gone and users who may see other companies than before.
+is how it takes over what a replica that died has left. A thread is wanted by the replicas that have it open (see
+`Threads`), presence or not; one that another replica runs is tried for again at every look. Leases are renewed every
+third of their TTL, all in one loop; the same loop notices users who are gone, users who may see other companies than
+before, and threads that nobody here has open any more.
 
 Redis away: what runs stays open and mute, and publishes a sync when Redis answers again; a lease lost meanwhile stops
 it. Redis lost its data: the leases are lost, and taken anew as soon as the users are registered again.
@@ -11,24 +13,25 @@ it. Redis lost its data: the leases are lost, and taken anew as soon as the user
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
-from callboard.errors import Unavailable
+from callboard.errors import InvalidArgs, Unavailable
 from callboard.events.bus import Bus
-from callboard.fleet.declared import Declared
+from callboard.fleet.declared import Declared, Instance
 from callboard.fleet.leases import Leases
 from callboard.fleet.presence import Presence
+from callboard.fleet.roster import Roster, chunks
 from callboard.fleet.snapshots import Reading, Snapshot, Snapshots, Synced
-from callboard.fleet.supervisor import Patience, Supervisor
+from callboard.fleet.supervisor import Patience
 from callboard.fleet.tasks import heed_cancellation
-from callboard.messages import Event, check_identifier, new_id
-from callboard.service import Service, User
+from callboard.fleet.threads import Threads
+from callboard.messages import Event, check_identifier
+from callboard.service import Service, Thread, User
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry, where_raised
 
@@ -36,20 +39,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _PAGE = 200
-_AT_A_TIME = 32
-"""Requests to Redis that one loop has under way, well below the size of the connection pool."""
 _STOP_TIMEOUT_S = 8.0
-
-T = TypeVar("T")
-
-
-class Running(NamedTuple):
-    supervisor: Supervisor
-    task: asyncio.Task[None]
 
 
 class Listeners:
-    """Times in seconds: `grace_s` is how long a user may be offline before their listeners stop here.
+    """Times in seconds: `grace_s` is how long a user may be offline, or a thread closed, before its listeners stop.
 
     `sweep_interval_s` is how often this replica looks for leases that nobody released (the replicas share the work).
     """
@@ -68,23 +62,21 @@ class Listeners:
         sweep_interval_s: float = 3_600.0,
         patience: Patience | None = None,
     ) -> None:
-        self._replica = settings.replica_name()
         self._telemetry = telemetry
         self._leases = leases
         self._presence = presence
-        self._bus = bus
         self._lease_ttl_s = lease_ttl_s
         self._scan_interval_s = scan_interval_s
         self._grace_s = grace_s
         self._sweep_interval_s = sweep_interval_s
-        self._patience = patience or Patience()
+        patience = patience or Patience()
         self._declared: dict[str, Declared] = {}
-        self._snapshots = Snapshots(self._declared, presence, bus, telemetry, timeout_s=self._patience.snapshot_s)
-        self._running: dict[tuple[str, str], Running] = {}
-        self._taking: set[tuple[str, str]] = set()
+        self._snapshots = Snapshots(self._declared, presence, bus, telemetry, timeout_s=patience.snapshot_s)
+        self._threads = Threads()
+        self._roster = Roster(
+            settings.replica_name(), telemetry, leases, bus, lease_ttl_s=lease_ttl_s, patience=patience
+        )
         self._gone_since: dict[str, float] = {}
-        self._last_events: dict[str, float] = {}
-        self._draining = False
         self._loops: list[asyncio.Task[None]] = []
 
     def declare(self, namespace: str, service: Service) -> None:
@@ -95,8 +87,8 @@ class Listeners:
                 raise TypeError(f"{namespace} declares the listener {spec.name} twice")
             self._declared[declared.name] = declared
             metrics, name = self._telemetry.metrics, declared.name
-            metrics.listeners_active.labels(name).set_function(partial(self.active_count, name))
-            metrics.listener_last_event_age.labels(name).set_function(partial(self._last_event_age_s, name))
+            metrics.listeners_active.labels(name).set_function(partial(self._roster.active_count, name))
+            metrics.listener_last_event_age.labels(name).set_function(partial(self._roster.last_event_age_s, name))
 
     def withdraw(self, namespace: str) -> None:
         """Take a namespace's listeners back, before the start: its plugin was put aside."""
@@ -112,6 +104,7 @@ class Listeners:
                 asyncio.create_task(self._every(self._lease_ttl_s / 3, self._tick), name="listeners: renew"),
                 asyncio.create_task(self._every(self._scan_interval_s, self._scan), name="listeners: scan"),
                 asyncio.create_task(self._every(self._sweep_interval_s, self._sweep), name="listeners: sweep"),
+                asyncio.create_task(self._follow_threads(), name="listeners: threads"),
             ]
         return self
 
@@ -122,26 +115,51 @@ class Listeners:
 
     async def drain(self) -> None:
         """Take no more leases, stop all listeners, release what is held; within seconds, whatever they do."""
-        self._draining = True
-        tasks = {*self._loops, *(running.task for running in self._running.values())}
+        self._roster.close()
+        tasks = {*self._loops, *self._roster.tasks()}
         for patience_s in (_STOP_TIMEOUT_S, 1.0):  # cancelled again, a release that cannot reach Redis gives up
             for task in tasks:
                 task.cancel()
             if tasks:
                 _, tasks = await asyncio.wait(tasks, timeout=patience_s)
 
+    # -- who is wanted here -------------------------------------------------------------------------------------------
+
+    def keeping_open(self, uid: str, thread: Thread | None) -> AbstractContextManager[None]:
+        """A socket of this replica has the thread open (None: it has none), for as long as this is entered."""
+        if thread is None or not self._per(thread=True):
+            return nullcontext()
+        return self._threads.keeping_open(uid, thread)
+
+    def open_thread(self, uid: str, thread: Thread, for_s: float) -> None:
+        """Have the thread's listeners run for `for_s` seconds (up to an hour), as if a socket here had it open.
+
+        For consumers that read Redis directly; they repeat it in time, at each heartbeat, to whichever replica. Returns
+        at once: a sync is published when a listener begins, none where it runs already (`sync` makes one). InvalidArgs;
+        FailedPrecondition for more than 100 threads of one user.
+        """
+        if self._per(thread=True):
+            self._threads.ask(uid, thread, for_s)
+
+    def close_thread(self, uid: str, thread: Thread) -> None:
+        """Take back what `open_thread` asked of this replica; another replica that was asked goes on for its time."""
+        self._threads.drop(uid, thread)
+
     # -- what others ask ----------------------------------------------------------------------------------------------
 
-    def segments(self) -> dict[str, frozenset[str] | None]:
-        """By listener, the first segments of its syncs' types; None for one that has not been read here yet."""
-        return self._snapshots.segments()
+    def segments(self, thread: Thread | None = None) -> dict[str, frozenset[str] | None]:
+        """By listener, the first segments of its syncs' types; None for one that has not been read here yet.
 
-    async def read_one(self, uid: str, name: str) -> Reading | None:
-        """The snapshot half of the listener `name` (the whole name), or None when it failed (logged)."""
-        return await self._snapshots.one(uid, name)
+        The listeners that a socket hears: the user's, and those of the thread that it has open, if any.
+        """
+        return self._snapshots.segments(thread)
+
+    async def read_one(self, uid: str, name: str, thread: Thread | None = None) -> Reading | None:
+        """The snapshot half of a listener, named as in `segments`, or None when it failed (logged)."""
+        return await self._snapshots.one(uid, name, thread and self._as_wanted(uid, thread))
 
     async def read(self, uid: str) -> Snapshot:
-        """The snapshot halves of all listeners, read at the same time; those that fail are named (and logged).
+        """The snapshot halves of the user's own listeners, read at the same time; failed ones are named (and logged).
 
         A sync that is no JSON or over 256 KiB is its listener's failure. Unavailable without Redis.
         """
@@ -153,13 +171,19 @@ class Listeners:
         """The user's state as sync events, ready to be sent; without those of listeners that failed (see `read`)."""
         return (await self.read(uid)).events
 
-    async def sync(self, uid: str) -> Synced:
-        """Publish the user's state on their channels: what went out, and which listeners' did not. Unavailable."""
-        return await self._snapshots.publish(uid)
+    async def sync(self, uid: str, thread: Thread | None = None) -> Synced:
+        """Publish state as sync events: what went out, and which listeners' did not. Unavailable.
+
+        The user's, on their channels, and that of the threads which this replica has open for them; with `thread`, that
+        thread's alone, whoever has it open.
+        """
+        if thread is not None:
+            return await self._snapshots.publish(uid, [self._as_wanted(uid, thread)], whole=False)
+        return await self._snapshots.publish(uid, self._threads.of(uid))
 
     async def restart(self, uid: str, name: str | None = None) -> None:
-        """Begin the user's listeners anew where they run on this replica: all of them, or the one called `name`."""
-        for supervisor in self._of(uid):
+        """Begin the user's listeners anew where they run on this replica: all of them, or those called `name`."""
+        for supervisor in self._roster.of(uid).values():
             if name is None or supervisor.declared.is_called(name):
                 supervisor.restart()
 
@@ -168,57 +192,41 @@ class Listeners:
         return sorted(self._declared)
 
     def is_active(self, uid: str, name: str) -> bool:
-        """Whether the user's listener `name` (with or without its namespace) runs here and is well."""
-        return any(one.declared.is_called(name) and one.healthy for one in self._of(uid))
+        """Whether the user's listener `name` (with or without its namespace) runs here and is well, in any thread."""
+        return any(one.declared.is_called(name) and one.healthy for one in self._roster.of(uid).values())
 
-    async def owner(self, uid: str, name: str) -> str | None:
+    async def owner(self, uid: str, name: str, thread: Thread | None = None) -> str | None:
         """The replica that runs the user's listener `name` (with or without its namespace): who holds its lease.
 
-        None: nobody does, the user being offline, or the listener failing for longer than a lease lasts. A name that
-        is not declared here is taken as whole: another replica may declare it. InvalidArgs for a user id that is none;
-        Unavailable without Redis.
+        None: nobody does, the user being offline (or `thread` open nowhere), or the listener failing for longer than a
+        lease lasts. A name that is not declared here is taken as whole: another replica may declare it. InvalidArgs for
+        a user id that is none, or a listener per thread without one; Unavailable without Redis.
         """
         check_identifier(uid)
-        names = [one.name for one in self._declared.values() if one.is_called(name)] or [name]
-        owners = await asyncio.gather(*(self._leases.owner(_lease_key(uid, name)) for name in names))
-        return next((_replica_of(owner) for owner in owners if owner is not None), None)
+        named = [one for one in self._declared.values() if one.is_called(name)]
+        if thread is None and any(one.per_thread for one in named):
+            raise InvalidArgs(f"{name} runs per thread: say which one, by space_code and thread_key")
+        instances = [one.instance(uid, thread) for one in named]
+        if not named:
+            instances = [Instance(uid, name), *([Instance(uid, name, thread.place)] if thread is not None else [])]
+        return await self._roster.owner(instances)
 
     def active_count(self, name: str | None = None) -> int:
-        """Listeners that run here and are well: all, or those called `name`."""
-        return sum(
-            one.supervisor.healthy and (name is None or one.supervisor.declared.is_called(name))
-            for one in self._running.values()
-        )
+        """Listeners that run here and are well, those of threads included: all, or those called `name`."""
+        return self._roster.active_count(name)
 
     def status(self) -> list[dict[str, Any]]:
         """What runs here, for `/debug`: since and last_event_at in ISO 8601, UTC; user ids as they are."""
-        return [
-            {
-                "listener": one.declared.name,
-                "uid": one.user.uid,
-                "owner": self._replica,
-                "since": one.since,
-                "last_event_at": one.last_event_at,
-                "restarts": one.restarts,
-                "last_error": one.last_error,
-                "refused": one.refused,
-                "state": one.state,
-                "fence": one.lease.fence,
-            }
-            for one, _ in self._running.values()
-        ]
+        return self._roster.status()
 
-    def _of(self, uid: str) -> Iterator[Supervisor]:
-        for name in self._declared:
-            if running := self._running.get((uid, name)):
-                yield running.supervisor
+    def _per(self, *, thread: bool) -> list[Declared]:
+        return [declared for declared in self._declared.values() if declared.per_thread is thread]
 
-    def _last_event_age_s(self, name: str) -> float:
-        times = [one.last_event for one, _ in self._running.values() if one.declared.name == name]
-        last = max([*times, self._last_events.get(name, -math.inf)])
-        return time.monotonic() - last if last > -math.inf else math.nan
+    def _as_wanted(self, uid: str, thread: Thread) -> Thread:
+        """The thread in the mode in which this replica has it open."""
+        return self._threads.get(uid, thread.place) or thread
 
-    # -- who runs here ------------------------------------------------------------------------------------------------
+    # -- users --------------------------------------------------------------------------------------------------------
 
     async def _noticed(self, uid: str, online: bool) -> None:
         """Presence saw the user come, or go, or be given other companies, on this replica."""
@@ -231,119 +239,106 @@ class Listeners:
             return  # the scan finds the user when Redis is back
 
     async def _scan(self) -> None:
-        """Look for online users whose listeners nobody here runs; most belong to another replica."""
-        cursor = None
-        while True:
+        """Look for online users, and threads open here, whose listeners do not run here; most are another replica's."""
+        await self._attend_threads(self._threads.users())
+        cursor, declared = None, self._per(thread=False)
+        while declared:
             page = await self._presence.online_users(cursor, _PAGE)
-            lacking = [uid for uid in page.users if any((uid, name) not in self._running for name in self._declared)]
+            running = self._roster.running
+            lacking = [uid for uid in page.users if any(one.instance(uid) not in running for one in declared)]
             await self._attend((await self._presence.online_among(lacking)).values())
             if (cursor := page.cursor) is None:
                 return
 
     async def _attend(self, users: Iterable[User]) -> None:
-        wanted = []
+        users = list(users)
         for user in users:
             self._is_online(user)
-            wanted += [(user, declared) for declared in self._declared.values()]
-        for some in _chunks(wanted, _AT_A_TIME):
-            await asyncio.gather(*(self._take(user, declared) for user, declared in some))
+        await self._roster.take_all([(user, declared, None) for user in users for declared in self._per(thread=False)])
 
     def _is_online(self, user: User) -> None:
         self._gone_since.pop(user.uid, None)
-        for supervisor in self._of(user.uid):
+        for supervisor in self._roster.of(user.uid).values():
             if supervisor.user != user:
                 supervisor.restart(user)
 
-    async def _take(self, user: User, declared: Declared) -> None:
-        """Run a listener here if its lease can be had. A preference among replicas would be asked for here."""
-        key = (user.uid, declared.name)
-        if self._draining or key in self._running or key in self._taking:
-            return
-        owner = f"{self._replica}:{new_id()}"
-        acquire = partial(self._leases.acquire, _lease_key(*key), owner, self._lease_ttl_s)
-        self._taking.add(key)
-        try:
-            lease = await acquire()
-            if lease is None:
-                return
-            if self._draining:
-                await lease.release()
-                return
-            supervisor = Supervisor(
-                declared, user, lease,
-                acquire=acquire, bus=self._bus, telemetry=self._telemetry, patience=self._patience,
-            )  # fmt: skip
-            # In a context of its own: the call that brought the user here, if any, is none of the listener's business.
-            task = asyncio.get_running_loop().create_task(
-                supervisor.run(), name=f"listener {declared.name}", context=contextvars.Context()
-            )
-            self._running[key] = Running(supervisor, task)
-            task.add_done_callback(partial(self._ended, key))
-        finally:
-            self._taking.discard(key)
+    async def _check_users(self) -> None:
+        uids = list({instance.uid for instance in self._roster.running})
+        self._gone_since = {uid: self._gone_since[uid] for uid in uids if uid in self._gone_since}
+        for some in chunks(uids, _PAGE):
+            for sessions, user in (await self._presence.access(some)).values():
+                if sessions:
+                    self._is_online(user)
+                else:
+                    self._is_offline(user)
 
-    def _ended(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
-        supervisor = self._running.pop(key).supervisor
-        name = supervisor.declared.name
-        self._last_events[name] = max(self._last_events.get(name, -math.inf), supervisor.last_event)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._telemetry.log.error("task_died", task=task.get_name(), **where_raised(error))
+    def _is_offline(self, user: User) -> None:
+        running = self._roster.of(user.uid)
+        for instance, supervisor in running.items():
+            if instance.place and supervisor.user != user:
+                supervisor.restart(user)
+        if time.monotonic() - self._gone_since.setdefault(user.uid, time.monotonic()) >= self._grace_s:
+            del self._gone_since[user.uid]
+            self._roster.stop(instance for instance in running if not instance.place)
+
+    # -- threads ------------------------------------------------------------------------------------------------------
+
+    async def _follow_threads(self) -> None:
+        """Attend to threads as soon as they are opened here."""
+        while True:
+            uids = await self._threads.stirred()
+            await self._turn(self._attend_threads, uids)
+
+    async def _attend_threads(self, uids: Collection[str]) -> None:
+        """Have run what the threads of these users that are open here lack, in the mode that counts."""
+        declared = self._per(thread=True)
+        lacking = {uid: [thread for thread in self._threads.of(uid) if self._lacks(uid, thread)] for uid in uids}
+        lacking = {uid: threads for uid, threads in lacking.items() if threads}
+        for some in chunks(list(lacking), _PAGE):
+            users = await self._presence.access(some)
+            await self._roster.take_all(
+                [(users[uid][1], one, thread) for uid in some for thread in lacking[uid] for one in declared]
+            )
+        for uid in uids:
+            for instance, supervisor in self._roster.of(uid).items():
+                thread = self._threads.get(uid, instance.place) if instance.place else None
+                if thread is not None and thread != supervisor.thread:
+                    supervisor.restart(thread=thread)
+
+    def _lacks(self, uid: str, thread: Thread) -> bool:
+        return any(one.instance(uid, thread) not in self._roster.running for one in self._per(thread=True))
+
+    def _check_threads(self) -> None:
+        self._threads.forget(self._grace_s)
+        self._roster.stop(
+            instance
+            for instance in self._roster.running
+            if instance.place and self._threads.get(instance.uid, instance.place) is None
+        )
 
     # -- the loops ----------------------------------------------------------------------------------------------------
 
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(interval_s * random.uniform(0.8, 1))  # noqa: S311 - spreads replicas
-            try:
-                await work()
-            except Unavailable:
-                pass  # connections reports the outage
-            except Exception as error:  # noqa: BLE001 - the next turn may do better
-                self._telemetry.log.error("task_failed", task=f"listeners: {work.__name__}", **where_raised(error))
-            heed_cancellation()
+            await self._turn(work)
+
+    async def _turn(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        try:
+            await work(*args)
+        except Unavailable:
+            pass  # connections reports the outage
+        except Exception as error:  # noqa: BLE001 - the next turn may do better
+            name = getattr(work, "__name__", "")
+            self._telemetry.log.error("task_failed", task=f"listeners: {name}", **where_raised(error))
+        heed_cancellation()
 
     async def _tick(self) -> None:
-        """Renew the leases of healthy listeners; then see who is still online."""
-        until = time.monotonic() + self._lease_ttl_s / 3
-        healthy = [one for one, _ in self._running.values() if one.healthy]
-        # Whoever had to wait for an answer last time, or was not asked for want of time, comes first.
-        healthy.sort(key=lambda one: one.renewed_at)
-        for some in _chunks(healthy, _AT_A_TIME):
-            await asyncio.gather(*(one.renew() for one in some))
-            if time.monotonic() > until:
-                break
+        """Renew the leases of healthy listeners; then see which threads are still open, and who is still online."""
+        await self._roster.renew(self._lease_ttl_s / 3)
+        self._check_threads()
         await self._check_users()
 
     async def _sweep(self) -> None:
         """Bury what replicas that died have left of users who did not stay."""
         await self._leases.sweep(look_again_s=self._sweep_interval_s / 2)
-
-    async def _check_users(self) -> None:
-        uids = list({uid for uid, _ in self._running})
-        self._gone_since = {uid: self._gone_since[uid] for uid in uids if uid in self._gone_since}
-        for some in _chunks(uids, _PAGE):
-            online = await self._presence.online_among(some)
-            for uid in some:
-                if uid in online:
-                    self._is_online(online[uid])
-                elif time.monotonic() - self._gone_since.setdefault(uid, time.monotonic()) >= self._grace_s:
-                    self._stop(uid)
-
-    def _stop(self, uid: str) -> None:
-        del self._gone_since[uid]
-        for name in self._declared:
-            if running := self._running.get((uid, name)):
-                running.task.cancel()
-
-
-def _lease_key(uid: str, name: str) -> str:
-    return f"callboard:lease:listener:{name}:{{{uid}}}"
-
-
-def _replica_of(owner: str) -> str:
-    """From an owner's token: the replica's name, a colon, and an id of this tenure's own."""
-    return owner.rpartition(":")[0]
-
-
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -256,13 +256,15 @@ class Presence:
 
     async def user(self, uid: str) -> User:
         """The user as listeners see them, online or not."""
-        return (await self._access([uid]))[uid][1]
+        return (await self.access([uid]))[uid][1]
 
     async def online_among(self, uids: Iterable[str]) -> dict[str, User]:
         """Those of `uids` who are online, in one round trip."""
-        return {uid: user for uid, (sessions, user) in (await self._access(list(uids))).items() if sessions}
+        return {uid: user for uid, (sessions, user) in (await self.access(uids)).items() if sessions}
 
-    async def _access(self, uids: list[str]) -> dict[str, tuple[int, User]]:
+    async def access(self, uids: Iterable[str]) -> dict[str, tuple[int, User]]:
+        """How many sessions each user has, and the user as listeners see them, online or not; in one round trip."""
+        uids = list(uids)
         if not uids:
             return {}
         pipeline = self._pipeline()

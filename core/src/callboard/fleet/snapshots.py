@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from callboard.errors import Unavailable
@@ -12,19 +12,22 @@ from callboard.events.bus import Bus
 from callboard.fleet.declared import Declared, log_failure, read_snapshot
 from callboard.fleet.presence import Presence
 from callboard.messages import Event
-from callboard.service import User
+from callboard.service import Thread, User
 from callboard.telemetry import Telemetry
 
 _READS_AT_A_TIME = 200
 """Of one listener: the source of one that hangs must not cost the others their turn."""
+_OF_THREADS = frozenset({"chat"})
+"""What `Declared.address` lets pass."""
 
 
 class Reading(NamedTuple):
-    """A listener's syncs, as events and as what goes to a socket."""
+    """A listener's syncs, as events and as what goes to a socket. `specific`: the rest of their channel."""
 
     listener: str
     events: list[Event]
     frames: list[str]
+    specific: tuple[str, ...] = ()
 
 
 class Snapshot(NamedTuple):
@@ -61,49 +64,71 @@ class Snapshots:
         self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_READS_AT_A_TIME))
         self._segments: dict[str, frozenset[str]] = {}
 
-    def segments(self) -> dict[str, frozenset[str] | None]:
-        """By listener, the first segments of its syncs' types; None for one that has not been read here yet."""
-        return {name: self._segments.get(name) for name in self._declared}
+    def segments(self, thread: Thread | None = None) -> dict[str, frozenset[str] | None]:
+        """By listener, the first segments of its syncs' types; None for one that has not been read here yet.
 
-    async def one(self, uid: str, name: str) -> Reading | None:
-        """One listener's reading; None when it failed (logged). Unavailable without Redis."""
-        return await self._read(self._declared[name], await self._presence.user(uid))
+        The listeners are the user's, and those of `thread`: what a socket hears that has it open.
+        """
+        return {
+            name: _OF_THREADS if one.per_thread else self._segments.get(one.name)
+            for name, one in self._heard(thread).items()
+        }
+
+    async def one(self, uid: str, name: str, thread: Thread | None = None) -> Reading | None:
+        """One listener's reading; None when it failed (logged). `name` as in `segments`. Unavailable without Redis."""
+        return await self._read(self._heard(thread)[name], await self._presence.user(uid), thread)
 
     async def all(self, uid: str) -> list[Reading | str]:
-        """Every listener's reading, or the name of one that failed (logged). Unavailable without Redis."""
-        user = await self._presence.user(uid)
-        declared = list(self._declared.values())
-        found = await asyncio.gather(*(self._read(one, user) for one in declared))
-        return [reading or one.name for one, reading in zip(declared, found, strict=True)]
+        """The reading of each of the user's own listeners, or the name of one that failed (logged). Unavailable."""
+        return await self._read_all(uid, self._of_user())
 
-    async def publish(self, uid: str) -> Synced:
-        """Publish every listener's syncs, event by event; Unavailable when Redis is away before the first of them."""
+    async def publish(self, uid: str, threads: Iterable[Thread] = (), *, whole: bool = True) -> Synced:
+        """Publish the syncs of the user's own listeners (unless `whole` is false) and of these threads', one by one.
+
+        Unavailable when Redis is away before the first of them.
+        """
+        per_thread = [one for one in self._declared.values() if one.per_thread]
         published, failed = 0, []
-        for reading in await self.all(uid):
+        wanted = [*(self._of_user() if whole else ()), *((one, thread) for thread in threads for one in per_thread)]
+        for (declared, thread), reading in zip(wanted, await self._read_all(uid, wanted), strict=True):
             if isinstance(reading, str):
                 failed.append(reading)
                 continue
             try:
                 for event in reading.events:
-                    await self._bus.publish(event)
+                    await self._bus.publish(event, specific=reading.specific)
                     published += 1
             except Exception as error:
                 if isinstance(error, Unavailable) and not published:
                     raise
-                log_failure(self._telemetry, self._declared[reading.listener], uid, error)
+                log_failure(self._telemetry, declared, uid, error, thread=thread)
                 failed.append(reading.listener)
         return Synced(published, failed)
 
-    async def _read(self, declared: Declared, user: User) -> Reading | None:
+    def _of_user(self) -> list[tuple[Declared, Thread | None]]:
+        return [(one, None) for one in self._declared.values() if not one.per_thread]
+
+    def _heard(self, thread: Thread | None) -> dict[str, Declared]:
+        return {
+            one.source_name(thread): one for one in self._declared.values() if thread is not None or not one.per_thread
+        }
+
+    async def _read_all(self, uid: str, wanted: list[tuple[Declared, Thread | None]]) -> list[Reading | str]:
+        user = await self._presence.user(uid)
+        found = await asyncio.gather(*(self._read(one, user, thread) for one, thread in wanted))
+        return [reading or one.source_name(thread) for (one, thread), reading in zip(wanted, found, strict=True)]
+
+    async def _read(self, declared: Declared, user: User, thread: Thread | None) -> Reading | None:
+        specific: tuple[str, ...] = ()
         try:
             async with self._slots[declared.name]:
-                events = await read_snapshot(declared.make(), user, self._timeout_s)
+                events = await read_snapshot(declared.make(thread), user, self._timeout_s)
             for event in events:
-                event.listener = declared.name
+                specific = declared.address(event, thread)
             frames = [self._bus.encode(event).decode() for event in events]
         except Exception as error:  # noqa: BLE001 - the other listeners' syncs still count
-            log_failure(self._telemetry, declared, user.uid, error)
+            log_failure(self._telemetry, declared, user.uid, error, thread=thread)
             return None
         known = self._segments.get(declared.name, frozenset())
         self._segments[declared.name] = known | {event.type.partition(".")[0] for event in events}
-        return Reading(declared.name, events, frames)
+        return Reading(declared.source_name(thread), events, frames, specific)

@@ -1,4 +1,4 @@
-"""One listener of one user, kept alive while this replica holds its lease.
+"""One listener of one user, or of one of their threads, kept alive while this replica holds its lease.
 
 Only what is published under a firm lease leaves the process, stamped with the lease's fence
 and the listener's name. What cannot leave (the
@@ -19,11 +19,11 @@ from typing import Any, Literal, TypeAlias
 
 from callboard.errors import CallError, Internal, Unavailable
 from callboard.events.bus import Bus
-from callboard.fleet.declared import Declared, code_of, log_failure, read_snapshot
+from callboard.fleet.declared import Declared, code_of, log_failure, log_fields, read_snapshot
 from callboard.fleet.leases import Lease
 from callboard.fleet.tasks import heed_cancellation
 from callboard.messages import Event, utc_now
-from callboard.service import User
+from callboard.service import Thread, User
 from callboard.telemetry import Telemetry
 
 State: TypeAlias = Literal["starting", "listening", "muted", "backing_off", "stopping"]
@@ -62,6 +62,7 @@ class Supervisor:
         declared: Declared,
         user: User,
         lease: Lease,
+        thread: Thread | None = None,
         *,
         acquire: Callable[[], Awaitable[Lease | None]],
         bus: Bus,
@@ -70,6 +71,7 @@ class Supervisor:
     ) -> None:
         self.declared = declared
         self.user = user
+        self.thread = thread
         self.lease = lease
         self.since = utc_now()
         self.restarts = 0
@@ -118,9 +120,10 @@ class Supervisor:
             self._lost = True
             self._interrupt()
 
-    def restart(self, user: User | None = None) -> None:
+    def restart(self, user: User | None = None, thread: Thread | None = None) -> None:
         """Begin again with a fresh instance, without a back-off."""
         self.user = user or self.user
+        self.thread = thread or self.thread
         self._failures = 0
         self._interrupt()
 
@@ -195,17 +198,18 @@ class Supervisor:
 
     def report(self, error: Exception, **fields: Any) -> None:
         self.last_error = code_of(error)
-        log_failure(self._telemetry, self.declared, self.user.uid, error, **fields)
+        log_failure(self._telemetry, self.declared, self.user.uid, error, thread=self.thread, **fields)
 
     def _log(self, event: str, **fields: Any) -> None:
-        self._telemetry.log.info(event, listener=self.declared.name, uid=self._telemetry.user(self.user.uid), **fields)
+        about = log_fields(self._telemetry, self.declared, self.user.uid, self.thread)
+        self._telemetry.log.info(event, **about, **fields)
 
     # -- one attempt ---------------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
         self._phase = "starting"
         self._log(self.declared.log_name("start"), fence=self.lease.fence)
-        listener = self.declared.make()
+        listener = self.declared.make(self.thread)
         self._wake = asyncio.get_running_loop().create_future()
         stream: AsyncIterator[Event] = aiter(listener.changes(self.user))
         following = _following(stream)
@@ -253,9 +257,9 @@ class Supervisor:
         if self._sync_due or not self.lease.is_firm():
             self._sync_due = True
             return
-        event.fence, event.listener = self.lease.fence, self.declared.name
+        event.fence = self.lease.fence
         try:
-            await self._bus.publish(event)
+            await self._bus.publish(event, specific=self.declared.address(event, self.thread))
         except Unavailable as error:
             self._sync_due = True
             self.report(error)

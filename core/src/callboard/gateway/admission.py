@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
@@ -16,6 +16,7 @@ from callboard.gateway.closing import CloseCode, Refused
 from callboard.gateway.socket import Socket
 from callboard.gateway.tickets import Tickets
 from callboard.messages import check_identifier, encode, new_id
+from callboard.service import Thread, ThreadMode, User
 from callboard.settings import Settings, is_loopback
 
 _FIRST_FRAME_TIMEOUT_S = 5.0
@@ -33,6 +34,9 @@ class VerifiedToken(NamedTuple):
 SessionOwner = Callable[[str], Awaitable[str | None]]
 """Whose session an id is (`Presence.owner_of`)."""
 
+UserOf = Callable[[str], Awaitable[User]]
+"""What a user may see (`Presence.user`)."""
+
 VerifyToken = Callable[[str], Awaitable[VerifiedToken]]
 """Checks a Firebase ID token; raises Unauthenticated for a bad one, Unavailable when it cannot tell."""
 
@@ -44,7 +48,12 @@ class Visit(msgspec.Struct, kw_only=True):
     session_id: str = ""
     space_code: str | None = None
     thread_key: str | None = None
-    mode: Literal["chats", "job_chats", "auto"] = "auto"
+    mode: ThreadMode = "auto"
+
+    @property
+    def thread(self) -> Thread | None:
+        """The chat thread that the connection names."""
+        return Thread.named(self.space_code, self.thread_key, self.mode)
 
 
 class Admitted(NamedTuple):
@@ -52,8 +61,8 @@ class Admitted(NamedTuple):
     credential: str
     """A credential's name, `ticket` or `id_token`."""
     expires_in_s: float | None
-    may_move: bool = False
-    """Whether it may take a session id from another user. A user's own credential may not."""
+    acts_for_users: bool = False
+    """A service's: it may take a session id from another user and open any thread. A user's own may not."""
 
 
 class _FirstFrame(msgspec.Struct):
@@ -80,6 +89,7 @@ class Admission:
         credentials: Credentials,
         tickets: Tickets,
         session_owner: SessionOwner,
+        user_of: UserOf,
         *,
         first_frame_timeout_s: float = _FIRST_FRAME_TIMEOUT_S,
     ) -> None:
@@ -88,6 +98,7 @@ class Admission:
         self._credentials = credentials
         self._tickets = tickets
         self._session_owner = session_owner
+        self._user_of = user_of
         self._first_frame_timeout_s = first_frame_timeout_s
         self._first_frame = msgspec.json.Decoder(_FirstFrame)
         self.verify_token: VerifyToken | None = None
@@ -122,7 +133,7 @@ class Admission:
             credential = self._credentials.identify_headers(socket.headers)
             if not credential.allows(_ACTS_FOR_USERS):  # who may issue tickets may also do without
                 raise Refused(CloseCode.FORBIDDEN)
-            return Admitted(visit, credential.name, None, may_move=True)
+            return Admitted(visit, credential.name, None, acts_for_users=True)
         try:
             async with asyncio.timeout(self._first_frame_timeout_s):
                 text = await socket.receive()
@@ -143,6 +154,7 @@ class Admission:
         uid = await self._tickets.redeem(payload.ticket)
         if uid != visit.uid:
             raise Refused(CloseCode.FORBIDDEN)
+        await self._check_space(visit)
         return Admitted(visit, "ticket", None)
 
     async def _by_token(self, socket: Socket, payload: _TokenPayload, visit: Visit) -> Admitted:
@@ -152,6 +164,7 @@ class Admission:
             verified = await self.verify_token(payload.token)
             if verified.uid != visit.uid or payload.uid not in (None, verified.uid):
                 raise Refused(CloseCode.FORBIDDEN)
+            await self._check_space(visit)
         except (CallError, Refused) as error:
             reason = error.reason if isinstance(error, Refused) else error.message
             await socket.send(encode({"type": "auth.login_error", "payload": {"message": reason}}).decode())
@@ -163,6 +176,11 @@ class Admission:
         confirmed = {"uid": verified.uid, "sessionId": visit.session_id}
         await socket.send(encode({"type": "auth.session_confirmed", "payload": confirmed}).decode())
         return Admitted(visit, "id_token", max(0.0, verified.expires_at - time.time()))
+
+    async def _check_space(self, visit: Visit) -> None:
+        """Spaces are companies': one that the user may not see is refused. Unavailable without Redis, which knows."""
+        if visit.space_code is not None and not (await self._user_of(visit.uid)).may_see(visit.space_code):
+            raise Refused(CloseCode.FORBIDDEN, "This space is not the user's.")
 
     async def _is_anothers(self, visit: Visit) -> bool:
         """Whether the session is another user's now, so that the id that is confirmed is the one that is used."""
@@ -188,12 +206,12 @@ def parse_query(query: bytes) -> Visit:
             check_identifier(given[name], name)
     if "uid" not in given:
         raise InvalidArgs("The query must name a uid.")
-    if ("space_code" in given) != ("thread_key" in given):
-        raise InvalidArgs("space_code and thread_key go together.")
     try:
-        return msgspec.convert(given, Visit)
+        visit = msgspec.convert(given, Visit)
     except msgspec.ValidationError:
         raise InvalidArgs("mode must be chats, job_chats or auto") from None
+    Thread.named(visit.space_code, visit.thread_key)  # both or none
+    return visit
 
 
 def _normal(origin: str) -> str:

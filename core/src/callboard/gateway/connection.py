@@ -22,6 +22,7 @@ from callboard.events.outbox import MAX_AGE_S, MAX_BYTES, Frame, Outbox, timesta
 from callboard.gateway.closing import CloseCode, Gone, Refused
 from callboard.gateway.socket import Socket
 from callboard.messages import Event
+from callboard.service import Thread
 from callboard.telemetry import Telemetry, where_raised
 
 if TYPE_CHECKING:
@@ -61,10 +62,12 @@ class Connection:
         limits: Limits,
         *,
         resync_delay_s: Callable[[], float],
+        thread: Thread | None = None,
         expires_in_s: float | None = None,
     ) -> None:
-        """`resync_delay_s` spreads the snapshots that all sockets need after a gap."""
+        """`resync_delay_s` spreads the snapshots that all sockets need after a gap. `thread`: the one it has open."""
         self.uid = uid
+        self._thread = thread
         self._outbox = Outbox(uid, self._overflowed, max_bytes=limits.outbox_bytes, max_age_s=limits.outbox_age_s)
         self._socket = socket
         self._hub = hub
@@ -172,7 +175,7 @@ class Connection:
         """Have every listener read now, and anew after each gap."""
         await self._outbox.gap()
         while True:
-            segments = self._listeners.segments()
+            segments = self._listeners.segments(self._thread)
             self._outbox.begin(segments)
             readers: set[asyncio.Task[None]] = set()
             told: asyncio.Event | None = None
@@ -196,15 +199,17 @@ class Connection:
             failures += 1
             first, longest = self._limits.resync_backoff_s
             await asyncio.sleep(random.uniform(first / 5, min(longest, first * 2 ** min(failures, 10))))  # noqa: S311
-            self._outbox.hold(name, self._listeners.segments()[name])
+            self._outbox.hold(name, self._listeners.segments(self._thread)[name])
         told.set()
 
     async def _is_read(self, name: str, before: asyncio.Event | None) -> bool:
         try:
-            reading = await self._listeners.read_one(self.uid, name)
+            reading = await self._listeners.read_one(self.uid, name, self._thread)
         except Exception as error:  # noqa: BLE001 - Redis is away, say: the socket lives, and its events wait
             uid = self._telemetry.user(self.uid)
-            self._telemetry.log.warning("listener_error", listener=name, uid=uid, **where_raised(error))
+            self._telemetry.log.warning(
+                "listener_error", listener=name.partition(":")[0], uid=uid, **where_raised(error)
+            )
             return False
         if before is not None:
             with suppress(TimeoutError):

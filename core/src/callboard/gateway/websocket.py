@@ -5,8 +5,7 @@
         ...
         await gateway.drain()
 
-An open socket is a session of its user's: registered when it opens, kept alive by one heartbeat task for all sockets,
-registered anew when Redis has lost it, ended when the last socket of that session closes.
+An open socket is a session of its user's (see `Sessions`), and has the chat thread open that it names.
 """
 
 from __future__ import annotations
@@ -15,23 +14,21 @@ import asyncio
 import math
 import random
 import time
-from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from callboard.credentials import Credentials
-from callboard.errors import AlreadyExists, Unavailable
+from callboard.errors import Unavailable
 from callboard.events.hub import Hub
 from callboard.gateway.admission import Admission, Admitted, VerifyToken, Visit
 from callboard.gateway.closing import REASONS, CloseCode, Gone, Refused
 from callboard.gateway.connection import Connection, Limits
+from callboard.gateway.sessions import Sessions, batches
 from callboard.gateway.socket import Socket
 from callboard.gateway.tickets import Tickets
 from callboard.lifecycle import Lifecycle
-from callboard.messages import new_id
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry, where_raised
 
@@ -42,15 +39,12 @@ if TYPE_CHECKING:
     from callboard.fleet.listeners import Listeners
     from callboard.fleet.presence import Presence
 
-_BEATS_AT_A_TIME = 200
-_REGISTRATIONS_AT_A_TIME = 16
+_LOOKS_AT_A_TIME = 200
 _RESYNCS_PER_S = 200
 _MAX_ENTERING = 1_000
 """Sockets that have not shown a credential yet; each may take 5 s for it."""
 _DRAIN_BATCH = 50
 _DRAIN_WAIT_S = 3.0
-T = TypeVar("T")
-
 _STANDARD_CODES = (1000, 1001, 1005, 1006, 1009, 1011, 1012)
 
 
@@ -79,8 +73,9 @@ class WebSocketGateway:
     ) -> None:
         """`verify_token` checks Firebase ID tokens; without it they are refused. It may be set later."""
         self._admission = Admission(
-            settings, credentials, tickets, presence.owner_of, first_frame_timeout_s=first_frame_timeout_s
-        )
+            settings, credentials, tickets, presence.owner_of, presence.user,
+            first_frame_timeout_s=first_frame_timeout_s,
+        )  # fmt: skip
         self._admission.verify_token = verify_token
         self._hub = hub
         self._bus = bus
@@ -94,7 +89,10 @@ class WebSocketGateway:
         self._tend_interval_s = tend_interval_s
         self._heartbeat_interval_s = heartbeat_interval_s or settings.heartbeat_interval_s
         self._open: dict[Connection, Visit] = {}
-        self._sessions: Counter[tuple[str, str]] = Counter()
+        self._confined: dict[Connection, Visit] = {}
+        self._sessions = Sessions(
+            presence, telemetry, self._open.values, heartbeat_interval_s=self._heartbeat_interval_s
+        )
         self._served = 0
         self._entering = 0
         self._nobody_served = asyncio.Event()
@@ -120,7 +118,8 @@ class WebSocketGateway:
     async def __aenter__(self) -> Self:
         self._tasks = [
             asyncio.create_task(self._tend(), name="websockets: tend"),
-            asyncio.create_task(self._beat(), name="websockets: heartbeat"),
+            asyncio.create_task(self._sessions.keep_alive(), name="websockets: heartbeat"),
+            asyncio.create_task(self._look_again(), name="websockets: spaces"),
         ]
         return self
 
@@ -169,50 +168,49 @@ class WebSocketGateway:
         visit = admitted.visit
         connection = Connection(
             socket, visit.uid, self._hub, self._listeners, self._telemetry, self._limits,
-            resync_delay_s=self._resync_delay_s, expires_in_s=admitted.expires_in_s,
+            resync_delay_s=self._resync_delay_s, thread=visit.thread, expires_in_s=admitted.expires_in_s,
         )  # fmt: skip
         log = self._telemetry.log.bind(
             uid=self._telemetry.user(visit.uid), session=self._telemetry.user(visit.session_id)
         )
         began = time.monotonic()
-        self._opened(connection, visit)
+        self._opened(connection, admitted)
         self._served += 1
         self._nobody_served.clear()
         log.info("ws_connect", credential=admitted.credential)
         code = 1006
         try:
-            await self._begin_session(visit, move=admitted.may_move)
-            code = await connection.run(self._channels(visit))
+            with self._listeners.keeping_open(visit.uid, visit.thread):
+                await self._sessions.begin(visit, move=admitted.acts_for_users)
+                code = await connection.run(self._channels(visit))
         finally:
             self._closed(connection, visit)
             self._count_closed(code)
             log.info("ws_disconnect", code=code, duration_s=round(time.monotonic() - began, 1))
             try:
-                await self._unregister(visit)
+                await self._sessions.end(visit)
             finally:
                 self._served -= 1
                 if not self._served:
                     self._nobody_served.set()
 
-    def _opened(self, connection: Connection, visit: Visit) -> None:
-        self._open[connection] = visit
-        self._sessions[_key(visit)] += 1
+    def _opened(self, connection: Connection, admitted: Admitted) -> None:
+        visit = self._open[connection] = admitted.visit
+        if visit.thread is not None and not admitted.acts_for_users:
+            self._confined[connection] = visit
+        self._sessions.opened(visit)
         self._telemetry.metrics.ws_connections.set(len(self._open))
 
     def _closed(self, connection: Connection, visit: Visit) -> None:
         del self._open[connection]
-        self._uncount(visit)
+        self._confined.pop(connection, None)
+        self._sessions.closed(visit)
         self._telemetry.metrics.ws_connections.set(len(self._open))
-
-    def _uncount(self, visit: Visit) -> None:
-        self._sessions[_key(visit)] -= 1
-        if not self._sessions[_key(visit)]:
-            del self._sessions[_key(visit)]
 
     def _channels(self, visit: Visit) -> list[str]:
         channels = self._bus.channels_of_user(visit.uid)
-        if visit.space_code is not None and visit.thread_key is not None:
-            channels.append(self._bus.channel_of("chat.message", visit.uid, (visit.space_code, visit.thread_key)))
+        if visit.thread is not None:
+            channels.append(self._bus.channel_of("chat.message", visit.uid, visit.thread.place))
         return channels
 
     def _count_closed(self, code: int) -> None:
@@ -223,70 +221,6 @@ class WebSocketGateway:
         """After a gap all sockets need a sync at once; the source should not see them all in one moment."""
         return random.uniform(0, min(5.0, (len(self._open) - 1) / _RESYNCS_PER_S))  # noqa: S311 - jitter
 
-    # -- presence
-
-    async def _begin_session(self, visit: Visit, *, move: bool) -> None:
-        try:
-            await self._register(visit, move=move)
-        except Unavailable:
-            return  # `connections` reports the outage; the heartbeat registers what is not there
-
-    async def _register(self, visit: Visit, *, move: bool = False) -> None:
-        """Begin the session, or renew it; under a fresh id when this one is another user's and must not be moved."""
-        try:
-            await self._presence.register(visit.uid, visit.session_id, move=move)
-        except AlreadyExists:
-            self._uncount(visit)
-            visit.session_id = new_id()
-            self._sessions[_key(visit)] += 1
-            await self._presence.register(visit.uid, visit.session_id, move=False)
-
-    async def _unregister(self, visit: Visit) -> None:
-        if self._is_open(visit):
-            return
-        try:
-            await self._presence.unregister(visit.session_id, uid=visit.uid)
-        except Unavailable:
-            return  # the session ends by its TTL
-
-    def _is_open(self, visit: Visit) -> bool:
-        """Whether a socket of this session is here: a page that reloads opens the new one before the old closes."""
-        return _key(visit) in self._sessions
-
-    async def _beat(self) -> None:
-        """Keep the sessions of all sockets alive, spread over the interval."""
-        while True:
-            visits = list({_key(visit): visit for visit in self._open.values()}.values())
-            batches = list(_batches(visits, _BEATS_AT_A_TIME))
-            for batch in batches:
-                await self._keep_alive(batch)
-                await asyncio.sleep(self._heartbeat_interval_s / len(batches))
-            if not batches:
-                await asyncio.sleep(self._heartbeat_interval_s / 2)
-
-    async def _keep_alive(self, visits: list[Visit]) -> None:
-        try:
-            gone = await self._presence.keep_alive(map(_key, visits))
-        except Exception as error:  # noqa: BLE001 - the next beat may do better
-            self._beat_failed(error)
-            return
-        lost = [visit for visit in visits if _key(visit) in gone]
-        for some in _batches(lost, _REGISTRATIONS_AT_A_TIME):
-            for outcome in await asyncio.gather(*map(self._register_anew, some), return_exceptions=True):
-                if isinstance(outcome, Exception):
-                    self._beat_failed(outcome)
-
-    async def _register_anew(self, visit: Visit) -> None:
-        if not self._is_open(visit):
-            return
-        await self._register(visit)
-        if not self._is_open(visit):  # it closed meanwhile
-            await self._unregister(visit)
-
-    def _beat_failed(self, error: Exception) -> None:
-        if not isinstance(error, Unavailable):  # `connections` reports the outage
-            self._telemetry.log.error("task_failed", task="websockets: heartbeat", **where_raised(error))
-
     # -- care
 
     async def _tend(self) -> None:
@@ -296,6 +230,22 @@ class WebSocketGateway:
             for connection in list(self._open):
                 connection.tend(now)
 
+    async def _look_again(self) -> None:
+        """At each heartbeat: close what has a thread open in a space that its user may see no more."""
+        while True:
+            await asyncio.sleep(self._heartbeat_interval_s)
+            for some in batches(list(self._confined.items()), _LOOKS_AT_A_TIME):
+                try:
+                    found = await self._presence.access({visit.uid for _, visit in some})
+                except Unavailable:
+                    break  # `connections` reports the outage
+                except Exception as error:  # noqa: BLE001 - the next look may do better
+                    self._telemetry.log.error("task_failed", task="websockets: spaces", **where_raised(error))
+                    break
+                for connection, visit in some:
+                    if not found[visit.uid][1].may_see(visit.space_code):
+                        connection.close(CloseCode.FORBIDDEN)
+
     async def drain(self) -> None:
         """Tell every socket to reconnect elsewhere, in batches over a few seconds, so that the others are not overrun.
 
@@ -304,10 +254,10 @@ class WebSocketGateway:
         self._draining = True
         waiting = list(self._open)
         random.shuffle(waiting)
-        batches = list(_batches(waiting, max(_DRAIN_BATCH, math.ceil(len(waiting) / 30))))
-        for number, batch in enumerate(batches):
+        told = list(batches(waiting, max(_DRAIN_BATCH, math.ceil(len(waiting) / 30))))
+        for number, batch in enumerate(told):
             if number:
-                mean_s = self._drain_spread_s / len(batches)
+                mean_s = self._drain_spread_s / len(told)
                 await asyncio.sleep(random.uniform(0.5 * mean_s, 1.5 * mean_s))  # noqa: S311 - jitter
             for connection in batch:
                 connection.close(CloseCode.SHUTTING_DOWN)
@@ -318,11 +268,3 @@ class WebSocketGateway:
                 self._telemetry.log.warning("service_drain", stalled_sockets=len(self._open))
         for connection in list(self._open):
             connection.abort()
-
-
-def _key(visit: Visit) -> tuple[str, str]:
-    return visit.uid, visit.session_id
-
-
-def _batches(items: list[T], size: int) -> Iterator[list[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from callboard.context import Context, Publish, current_context
 from callboard.credentials import Credential
 from callboard.errors import CallError, Cancelled, DeadlineExceeded, Internal, OutcomeUnknown, Unavailable
 from callboard.hookspecs import Interceptor, Next
@@ -19,7 +20,6 @@ from callboard.messages import Call, ErrorBody, Reply, encode, new_id
 from callboard.rpc.bulkhead import EscapedFromMethod, Slot
 from callboard.rpc.idempotency import Claim, Idempotency, StoredAnswer, fingerprint_of, record_of
 from callboard.rpc.table import Endpoint, Table
-from callboard.service import Context, Publish, current_context
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry, where_raised
 
@@ -122,12 +122,11 @@ class Router:
         if record is None:
             work = self._run(endpoint, arguments, context, deadline)
             return Answer(Reply.success(await self._await_until(deadline, work), trace_id))
-        claimed = await self._idempotency.claim(
-            record, fingerprint_of(call), retry_safe=declared.retry_safe, deadline=deadline
-        )
+        retry_safe = declared.is_retry_safe(arguments)
+        claimed = await self._idempotency.claim(record, fingerprint_of(call), retry_safe=retry_safe, deadline=deadline)
         if isinstance(claimed, StoredAnswer):
             return Answer(_replay(claimed, trace_id), replayed=True)
-        work = self._run_keyed(endpoint, arguments, context, deadline, claimed)
+        work = self._run_keyed(endpoint, arguments, context, deadline, claimed, retry_safe=retry_safe)
         return Answer(Reply.success(await self._await_until(deadline, work, runs_on=True), trace_id))
 
     async def _await_until(self, deadline: float, work: Coroutine[Any, Any, bytes], *, runs_on: bool = False) -> bytes:
@@ -155,8 +154,9 @@ class Router:
             task.exception()  # looked at: its caller may have left at the deadline
 
     async def _run_keyed(
-        self, endpoint: Endpoint, arguments: dict[str, Any], context: Context, deadline: float, claim: Claim
-    ) -> bytes:
+        self, endpoint: Endpoint, arguments: dict[str, Any], context: Context, deadline: float, claim: Claim,
+        *, retry_safe: bool,
+    ) -> bytes:  # fmt: skip
         """A keyed write: its outcome is stored, whoever still waits for it."""
         try:
             slot = await endpoint.bulkhead.enter(on_thread=endpoint.on_thread, deadline=deadline)
@@ -172,7 +172,7 @@ class Router:
             await self._idempotency.finish(claim, _stored_error(unknown))
             raise unknown from None
         except CallError as error:
-            if isinstance(error, Unavailable | Cancelled) and endpoint.declared.retry_safe:
+            if isinstance(error, Unavailable | Cancelled) and retry_safe:
                 await self._idempotency.forget(claim)
             else:
                 await self._idempotency.finish(claim, _stored_error(error))

@@ -1,27 +1,23 @@
 """Keeps the documents in a SQLite file, so that a restarted server has them again."""
 
-import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from callboard_local.journal import SqliteFile
+
 from .messages import Document
 
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS documents"
+    " (database TEXT, path TEXT, document BLOB NOT NULL, PRIMARY KEY (database, path)) WITHOUT ROWID"
+)
 
-class Journal:
-    """Every commit is in the file before its caller is answered: a killed server loses nothing.
 
-    A machine that loses power may lose the last commits (`synchronous=NORMAL`), which is fine for development
-    and makes a commit cost microseconds: that is why it may run on the event loop.
-    """
+class Journal(SqliteFile):
+    """Every commit is in the file before its caller is answered."""
 
     def __init__(self, file: Path) -> None:
-        self._connection = sqlite3.connect(file)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute(
-            "CREATE TABLE IF NOT EXISTS documents"
-            " (database TEXT, path TEXT, document BLOB NOT NULL, PRIMARY KEY (database, path)) WITHOUT ROWID"
-        )
+        super().__init__(file, _SCHEMA)
 
     def load(self) -> Iterator[tuple[str, str, Document]]:
         """All that was stored: database, path, document."""
@@ -39,6 +35,3 @@ class Journal:
                         "INSERT OR REPLACE INTO documents VALUES (?, ?, ?)",
                         (database, path, document.SerializeToString()),
                     )
-
-    def close(self) -> None:
-        self._connection.close()

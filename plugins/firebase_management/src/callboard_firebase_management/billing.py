@@ -21,7 +21,7 @@ from callboard_firebase_management.confirmations import Confirmations
 from callboard_firebase_management.ledger import Ledger, Payment, TopUp, user_of
 from callboard_firebase_management.money import Amount, Currency, charge, currency_of, nearest, number
 from callboard_firebase_management.payments import Payments
-from callboard_firebase_management.store import FirestoreService
+from callboard_firebase_management.store import FirestoreService, repeatable
 
 DEFAULT_CURRENCY = "USD"
 """Of amounts that name none, of a user whose balance names none."""
@@ -219,7 +219,7 @@ class Billing(FirestoreService):
         default = await self._currency(user_id)
         return [{**to_wire(with_minor(one.data, _currency_in(one.data) or default)), "job_id": one.id} for one in found]
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def upload_token_usage(self, user_id: str, data: dict[str, Any]) -> dict[str, Any]:
         """Write the usage of a job to `clients/{user_id}/token_usage/{data.job_id}`, merging.
 

@@ -13,8 +13,8 @@ import msgspec
 from google.cloud.firestore import SERVER_TIMESTAMP, FieldFilter
 
 from callboard import FailedPrecondition, method
-from callboard_firebase import fields_from_wire, find, get_document, segment, to_wire, translated
-from callboard_firebase_management.store import DELETE_BATCH, BatchSize, FirestoreService, Merge
+from callboard_firebase import fields_from_wire, find, get_document, segment, to_wire
+from callboard_firebase_management.store import DELETE_BATCH, BatchSize, FirestoreService, Merge, repeatable
 
 MAX_FETCHED = 5_000
 """Documents that one fetch may return."""
@@ -42,7 +42,7 @@ class Documents(FirestoreService):
         """Add a document with a generated id that holds `data` and nothing else; returns the id."""
         return await self._add(collection_path, fields_from_wire(data))
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def add_document_without_timestamp(
         self, collection_path: str, doc_id: str, data: dict[str, Any], merge: Merge = None
     ) -> str:
@@ -55,7 +55,7 @@ class Documents(FirestoreService):
         await self.put(reference, fields_from_wire(data), merge)
         return doc_id
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def set_document(self, document_path: str, data: dict[str, Any], merge: Merge = False) -> bool:
         """Write the document at this path; true. `merge` as in `add_document_without_timestamp`."""
         await self.put(self.document(document_path), fields_from_wire(data), merge)
@@ -86,7 +86,7 @@ class Documents(FirestoreService):
             "data": to_wire(found.data),
         }
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def update_firebase_doc(self, doc_path: str, update_data: dict[str, Any]) -> bool:
         """Alter fields of a document; true. NOT_FOUND when there is none.
 
@@ -109,13 +109,7 @@ class Documents(FirestoreService):
         Returns the number of documents deleted. The document itself goes last: a call that was interrupted and is
         repeated finds what is left. Documents added meanwhile may survive.
         """
-        reference = self.document(doc_path)
-        deleted = 0
-        with translated():
-            below = [collection async for collection in reference.collections()]
-        for collection in below:
-            deleted += await self.delete_found(collection.recursive(), batch_size)
-        return deleted + await self.delete_one(reference)
+        return await self.delete_tree(self.document(doc_path), batch_size)
 
     @method(effect="write", retry_safe=True)
     async def delete_documents_by_full_paths(self, document_paths: list[str]) -> int:

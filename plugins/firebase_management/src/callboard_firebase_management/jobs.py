@@ -13,7 +13,7 @@ from callboard import CallError, Event, InvalidArgs, NotFound, method
 from callboard.messages import check_identifier
 from callboard_firebase import Document, fields_from_wire, find, from_wire, get_document, segment, shorten
 from callboard_firebase_management.items import MAX_TEXT_BYTES, moment
-from callboard_firebase_management.store import FirestoreService
+from callboard_firebase_management.store import FirestoreService, repeatable
 
 CANDIDATES = 50
 """Documents looked at when a job's document does not bear its id as a name."""
@@ -24,7 +24,7 @@ _KNOWN = ("batch_id", "function_name", "file_id")
 class Jobs(FirestoreService):
     """Upserts by id, and the status of a job."""
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def add_or_update_job_by_job_id(self, collection_path: str, job_data: dict[str, Any]) -> str:
         """Write a job to the document `{collection_path}/{job_data.job_id}`, merging; returns the id.
 
@@ -39,12 +39,12 @@ class Jobs(FirestoreService):
         """
         return await self._upsert(collection_path, job_data, "job_id")
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def add_or_update_job_by_file_id(self, collection_path: str, job_data: dict[str, Any]) -> str:
         """`add_or_update_job_by_job_id`, with the document named by `job_data.file_id`."""
         return await self._upsert(collection_path, job_data, "file_id")
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def add_or_update_job_by_batch_id(self, collection_path: str, job_data: dict[str, Any]) -> str:
         """`add_or_update_job_by_job_id`, with the document named by `job_data.batch_id`."""
         return await self._upsert(collection_path, job_data, "batch_id")
@@ -65,7 +65,7 @@ class Jobs(FirestoreService):
                 return status if isinstance(status, str) else None
         return None
 
-    @method(effect="write", retry_safe=True)
+    @method(effect="write", retry_safe=repeatable)
     async def update_job_status(
         self, user_id: str, job_id: str, new_status: str, additional_info: str | dict[str, Any] | None = None
     ) -> bool:

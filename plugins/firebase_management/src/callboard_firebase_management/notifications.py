@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from google.cloud.firestore import AsyncCollectionReference, AsyncQuery, FieldFilter, Query
 
 from callboard import method
-from callboard_firebase import Document, run_query, segment
+from callboard_firebase import Document, run_query, segment, translated
 from callboard_firebase_management.items import Item, Newest
 from callboard_firebase_management.store import FirestoreService
 
 EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
 """The first time that Firestore knows."""
+
+IS_READ = FieldFilter("read", "==", True)
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=1_000)]
 
@@ -30,9 +32,11 @@ class Notifications(FirestoreService):
         `read` true or false: only those that are. With `read` false every unread notification is read from Firestore
         and sorted here, those without a `timestamp` by the time of their last write.
 
-        Otherwise **a notification without the field `timestamp` is not found**: Firestore's index by time does not have
-        it, and no index has to be made here. Of texts as timestamps, Firestore's order decides which belong to the
-        newest `limit`, and it compares them as texts: those of one form, in UTC, are compared rightly.
+        Otherwise Firestore sorts by `timestamp`, which finds only notifications that have this field. Where fewer than
+        `limit` have it, those without are read as well (when there are more than `limit` in all, the first by id), and
+        take their place by the time of their last write; **where `limit` or more have it, those without are not
+        found**. No index has to be made. Of texts as timestamps, Firestore's order decides which belong to the newest
+        `limit`, and it compares them as texts: those of one form, in UTC, are compared rightly.
         """
         collection = self.notifications(user_id)
         if read is False:
@@ -42,6 +46,8 @@ class Notifications(FirestoreService):
         if len(page) == limit and not _has_time(page[0]):
             # Firestore sorts all texts above all times, so the newest of these may be missing.
             page += await self._page(by_time.where(filter=FieldFilter("timestamp", ">=", EARLIEST)), read, limit)
+        elif len(page) < limit:
+            page += await self._without_time(collection, read, limit, len(page))
         newest = Newest(limit)
         for document in {document.id: document for document in page}.values():
             newest.add(document.id, document.data, document.update_time)
@@ -79,6 +85,16 @@ class Notifications(FirestoreService):
                     if len(page) == limit:
                         break
         return page
+
+    async def _without_time(
+        self, collection: AsyncCollectionReference, read: bool | None, limit: int, with_time: int
+    ) -> list[Document]:
+        """Among others, those that the index by time does not have; read only when there are any."""
+        everything = collection.order_by("__name__") if read is None else collection.where(filter=IS_READ)
+        count: Any = everything.count()  # Google's annotation says the class
+        with translated():
+            counted = await count.get()
+        return await self._page(everything, read, limit) if int(counted[0][0].value) > with_time else []
 
     async def _newest_unread(self, collection: AsyncCollectionReference, limit: int) -> list[Item]:
         newest = Newest(limit)

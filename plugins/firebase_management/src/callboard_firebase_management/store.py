@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from google.api_core.gapic_v1.method import DEFAULT
@@ -18,10 +20,29 @@ from google.cloud.firestore import (
 )
 from google.cloud.firestore_v1.field_path import FieldPath
 
-from callboard import Cancelled, ConfigurationError, InvalidArgs, NotFound, Service, Unavailable
+from callboard import (
+    Aborted,
+    AlreadyExists,
+    Cancelled,
+    ConfigurationError,
+    FailedPrecondition,
+    InvalidArgs,
+    NotFound,
+    Service,
+    Unavailable,
+)
 from callboard.errors import DeadlineExceeded, OutcomeUnknown
 from callboard.messages import check_identifier
-from callboard_firebase import Firebase, collection_path, document_path, join, translated
+from callboard_firebase import (
+    Document,
+    Firebase,
+    collection_path,
+    document_path,
+    get_document,
+    get_documents,
+    join,
+    translated,
+)
 
 Merge: TypeAlias = bool | Annotated[list[str], msgspec.Meta(min_length=1)] | None
 """None or False: the document is replaced; True: fields not given stay; a list: these fields alone are written.
@@ -30,6 +51,19 @@ Its items are field paths, `address.city`; a name with a dot in it stands in bac
 BatchSize: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=500)]
 DELETE_BATCH = 200
 """Documents deleted at a time where the caller has no say: well below what one commit may hold."""
+
+MAX_LISTED = 5_000
+"""Documents in one list."""
+
+Fields: TypeAlias = Annotated[dict[str, Any], msgspec.Meta(min_length=1)]
+"""At least one field: merging an empty map would empty the one that is there."""
+
+Revision: TypeAlias = Mapping[str, Any] | Literal["delete"] | None
+"""What becomes of a document: None: nothing; fields: those of a new one, else what changes, by field path."""
+
+REVISIONS = 12
+REVISION_BACK_OFF_S = 0.01, 0.5
+"""Attempts at a document that others write meanwhile, and the pause between them: first and last, full jitter."""
 
 
 class FirestoreService(Service):
@@ -63,6 +97,15 @@ class FirestoreService(Service):
     def notifications(self, user_id: str) -> AsyncCollectionReference:
         return self.client.collection(join("clients", check_identifier(user_id, "user_id"), "notifications"))
 
+    def job(self, user_id: str, job_id: str) -> AsyncDocumentReference:
+        """The document of a job's workflow: `clients/{user_id}/task_manager/{job_id}`."""
+        return self.client.document(join("clients", check_identifier(user_id, "user_id"), "task_manager", job_id))
+
+    async def first_of(self, references: Sequence[AsyncDocumentReference]) -> Document | None:
+        """The first of these documents that exists, read in one request."""
+        reads = await get_documents(self.client, [reference.path for reference in references])
+        return next((found for read in references if (found := reads[read.path].document) is not None), None)
+
     async def put(self, reference: AsyncDocumentReference, fields: Mapping[str, Any], merge: Merge = None) -> None:
         """Write a document whether or not it exists."""
         with writing(fields) as retry:
@@ -74,6 +117,42 @@ class FirestoreService(Service):
         """Alter fields, named by their paths, of a document that exists; NotFound."""
         with writing(fields) as retry:
             await reference.update(dict(fields), retry=retry)
+
+    async def revise(self, reference: AsyncDocumentReference, decide: Callable[[Document | None], Revision]) -> bool:
+        """Write what `decide` makes of a document as it is, so that nobody else's write falls in between.
+
+        `decide` gets the document, None when there is none, and is asked anew after each write that lost. Returns
+        whether anything was written. Aborted: every attempt lost. A write whose answer was lost is sent again by
+        Google's client, finds the document changed (by itself), and is decided anew as well.
+        """
+        first_s, last_s = REVISION_BACK_OFF_S
+        for attempt in range(REVISIONS):
+            found = (await get_document(self.client, reference.path)).document
+            revision = decide(found)
+            if revision is None or (found is None and revision == "delete"):
+                return False
+            try:
+                await self._write_unless_changed(reference, found, revision)
+                return True
+            except OutcomeUnknown:
+                raise
+            except (AlreadyExists, FailedPrecondition, NotFound, Aborted):
+                await asyncio.sleep(random.uniform(0, min(last_s, first_s * 2**attempt)))  # noqa: S311 - jitter
+        raise Aborted("The document was changed by others again and again.")
+
+    async def _write_unless_changed(
+        self, reference: AsyncDocumentReference, found: Document | None, revision: Mapping[str, Any] | Literal["delete"]
+    ) -> None:
+        fields = {} if revision == "delete" else dict(revision)
+        with writing(fields) as retry:
+            if found is None:
+                await reference.create(fields, retry=retry)
+                return
+            option: Any = self.client.write_option(last_update_time=found.update_time)
+            if revision == "delete":
+                await reference.delete(option=option, retry=retry)
+            else:
+                await reference.update(fields, option=option, retry=retry)
 
     async def delete_one(self, reference: AsyncDocumentReference) -> bool:
         """Delete a document; whether there was one."""
@@ -98,6 +177,15 @@ class FirestoreService(Service):
             # Behind the last one: going through the deleted documents again costs Firestore time.
             page = page.start_after([found[-1]])
 
+    async def delete_tree(self, reference: AsyncDocumentReference, batch_size: int = DELETE_BATCH) -> int:
+        """Delete a document and everything beneath it, batch by batch, itself last; returns how many documents."""
+        deleted = 0
+        with translated():
+            below = [collection async for collection in reference.collections()]
+        for collection in below:
+            deleted += await self.delete_found(collection.recursive(), batch_size)
+        return deleted + await self.delete_one(reference)
+
     async def delete_all(self, references: Sequence[AsyncDocumentReference]) -> None:
         """Delete documents in one commit, all or none; one that does not exist is no error. At most 500."""
         if references:
@@ -117,6 +205,11 @@ async def firestore_health(firebase: Firebase) -> dict[str, Any]:
         return {"status": "not configured"}
     took_s = await firebase.check()
     return {"status": "ok", "read_ms": round(took_s * 1000), "listen": asdict(firebase.listen.stats())}
+
+
+def repeatable(arguments: Mapping[str, Any]) -> bool:
+    """Whether writing what these arguments hold twice ends in the same state: nothing in them is an increment."""
+    return not any(_increments(value) for value in arguments.values())
 
 
 @contextmanager
@@ -146,3 +239,10 @@ def _counts(value: object) -> bool:
     if isinstance(value, Mapping):
         return any(_counts(item) for item in value.values())
     return isinstance(value, Increment)
+
+
+def _increments(value: object) -> bool:
+    """As `_counts`, of JSON; what only looks like an increment counts too."""
+    if isinstance(value, Mapping):
+        return value.get("$op") == "increment" or any(_increments(item) for item in value.values())
+    return False

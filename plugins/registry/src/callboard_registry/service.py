@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from callboard import ConfigurationError, Service, method
+from callboard import ConfigurationError, Service, Thread, method
 from callboard.fleet.sessions import Page, Session, UserPresence
 from callboard.messages import check_identifier
+from callboard.service import ThreadMode
 from callboard_registry.mirror import Mirror, Store
 
 MAX_TICKET_TTL_S = 3_600
@@ -48,7 +49,7 @@ class Synced(Struct, frozen=True):
 
 
 class ListenerStatus(Struct, frozen=True):
-    """`active`: a replica runs the listener for this user now. `online` false explains why none does."""
+    """`active`: a replica runs the listener for this user (and thread) now. `online`: the user is."""
 
     user_id: str
     listener_type: str
@@ -138,12 +139,21 @@ class Registry(Service):
         return await self.host.presence.online_users(cursor, limit)
 
     @method(effect="write", retry_safe=True, keyed=False)
-    async def sync(self, user_id: str) -> Synced:
+    async def sync(
+        self,
+        user_id: str,
+        space_code: str | None = None,
+        thread_key: str | None = None,
+        mode: ThreadMode = "auto",
+    ) -> Synced:
         """Read every listener's source and publish the user's state, as sync events, on the user's channels.
 
-        For consumers that read Redis directly and may have missed something. A WebSocket needs it never.
+        For consumers that read Redis directly and may have missed something. A WebSocket needs it never. With
+        `space_code` and `thread_key`, that chat thread's state alone, on the thread's channel; without them, also that
+        of the threads which the answering replica has open for the user.
         """
-        synced = await self.host.listeners.sync(check_identifier(user_id, "user_id"))
+        thread = Thread.named(space_code, thread_key, mode)
+        synced = await self.host.listeners.sync(check_identifier(user_id, "user_id"), thread)
         return Synced(user_id, synced.events, synced.failed)
 
     @method(effect="read")
@@ -156,11 +166,12 @@ class Registry(Service):
     ) -> ListenerStatus:
         """Whether a listener runs for the user: `notifications`, `workflow`, …, as `/debug` names them.
 
-        `space_code` and `thread_key` name the thread of a listener that has one per thread.
+        `space_code` and `thread_key` name the thread of a listener that runs per thread; INVALID_ARGS without them.
         """
         check_identifier(user_id, "user_id")
+        thread = Thread.named(space_code, thread_key)
         online = bool(await self.host.presence.online_among([user_id]))
-        owner = await self.host.listeners.owner(user_id, listener_type)
+        owner = await self.host.listeners.owner(user_id, listener_type, thread)
         return ListenerStatus(user_id, listener_type, owner is not None, online)
 
     # A `read`, though it makes something: what a write returns is stored for its retry, and a ticket is a secret that

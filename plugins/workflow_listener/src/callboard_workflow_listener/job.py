@@ -64,11 +64,15 @@ class Job:
 def read_job(document: Mapping[str, Any] | None, older: Mapping[str, Any] | None = None) -> Job:
     """The watched values of `task_manager/{job_id}`, its data given as Google's client reads it.
 
-    `older` is the data of the sub-document `document/initial_data`, where older writers keep the invoice; where both
-    have a field, the job's own document wins.
+    `older` is the data of the sub-document `document/initial_data`, where older writers keep the invoice: its fields,
+    or a map `initial_data` of them. Where both documents have a field, the job's own wins.
     """
     inside = _map(_map(document).get("document")).get("initial_data")
-    return Job(invoice={**read_invoice(older), **read_invoice(inside)}, steps=_counters(_map(document).get(STEPS)))
+    nested = _map(older).get("initial_data")
+    return Job(
+        invoice={**read_invoice(older), **read_invoice(nested), **read_invoice(inside)},
+        steps=_counters(_map(document).get(STEPS)),
+    )
 
 
 def read_invoice(fields: object) -> dict[str, Any]:

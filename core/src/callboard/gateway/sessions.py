@@ -1,0 +1,119 @@
+"""The sessions of this replica's sockets: begun when one opens, kept alive together, ended with their last socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from callboard.errors import AlreadyExists, Unavailable
+from callboard.gateway.admission import Visit
+from callboard.messages import new_id
+from callboard.telemetry import Telemetry, where_raised
+
+if TYPE_CHECKING:
+    from callboard.fleet.presence import Presence
+
+_BEATS_AT_A_TIME = 200
+_REGISTRATIONS_AT_A_TIME = 16
+
+T = TypeVar("T")
+
+
+class Sessions:
+    """`visits` are those of the sockets that are open now; `opened` and `closed` are told of each."""
+
+    def __init__(
+        self,
+        presence: Presence,
+        telemetry: Telemetry,
+        visits: Callable[[], Iterable[Visit]],
+        *,
+        heartbeat_interval_s: float,
+    ) -> None:
+        self._presence = presence
+        self._telemetry = telemetry
+        self._visits = visits
+        self._heartbeat_interval_s = heartbeat_interval_s
+        self._sockets: Counter[tuple[str, str]] = Counter()
+
+    def opened(self, visit: Visit) -> None:
+        self._sockets[_key(visit)] += 1
+
+    def closed(self, visit: Visit) -> None:
+        self._sockets[_key(visit)] -= 1
+        if not self._sockets[_key(visit)]:
+            del self._sockets[_key(visit)]
+
+    async def begin(self, visit: Visit, *, move: bool) -> None:
+        """`move`: whether it may take the session id from another user; else it gets a fresh one."""
+        try:
+            await self._register(visit, move=move)
+        except Unavailable:
+            return  # `connections` reports the outage; the heartbeat registers what is not there
+
+    async def end(self, visit: Visit) -> None:
+        """Nothing happens while another socket of the session is open."""
+        if self._is_open(visit):
+            return
+        try:
+            await self._presence.unregister(visit.session_id, uid=visit.uid)
+        except Unavailable:
+            return  # the session ends by its TTL
+
+    async def keep_alive(self) -> None:
+        """For ever: a heartbeat for all sessions, spread over the interval."""
+        while True:
+            visits = list({_key(visit): visit for visit in self._visits()}.values())
+            some = list(batches(visits, _BEATS_AT_A_TIME))
+            for batch in some:
+                await self._beat(batch)
+                await asyncio.sleep(self._heartbeat_interval_s / len(some))
+            if not some:
+                await asyncio.sleep(self._heartbeat_interval_s / 2)
+
+    async def _register(self, visit: Visit, *, move: bool = False) -> None:
+        """Begin the session, or renew it; under a fresh id when this one is another user's and must not be moved."""
+        try:
+            await self._presence.register(visit.uid, visit.session_id, move=move)
+        except AlreadyExists:
+            self.closed(visit)
+            visit.session_id = new_id()
+            self.opened(visit)
+            await self._presence.register(visit.uid, visit.session_id, move=False)
+
+    def _is_open(self, visit: Visit) -> bool:
+        """Whether a socket of this session is here: a page that reloads opens the new one before the old closes."""
+        return _key(visit) in self._sockets
+
+    async def _beat(self, visits: Sequence[Visit]) -> None:
+        try:
+            gone = await self._presence.keep_alive(map(_key, visits))
+        except Exception as error:  # noqa: BLE001 - the next beat may do better
+            self._beat_failed(error)
+            return
+        lost = [visit for visit in visits if _key(visit) in gone]
+        for some in batches(lost, _REGISTRATIONS_AT_A_TIME):
+            for outcome in await asyncio.gather(*map(self._register_anew, some), return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    self._beat_failed(outcome)
+
+    async def _register_anew(self, visit: Visit) -> None:
+        if not self._is_open(visit):
+            return
+        await self._register(visit)
+        if not self._is_open(visit):  # it closed meanwhile
+            await self.end(visit)
+
+    def _beat_failed(self, error: Exception) -> None:
+        if not isinstance(error, Unavailable):  # `connections` reports the outage
+            self._telemetry.log.error("task_failed", task="websockets: heartbeat", **where_raised(error))
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _key(visit: Visit) -> tuple[str, str]:
+    return visit.uid, visit.session_id
