@@ -63,7 +63,8 @@ def status_of(error: BaseException) -> grpc.StatusCode:
     if isinstance(error, auth_exceptions.TransportError):
         return grpc.StatusCode.UNAVAILABLE
     if isinstance(error, auth_exceptions.GoogleAuthError):
-        return grpc.StatusCode.UNAUTHENTICATED
+        # Retryable: whoever makes tokens answered, and failed.
+        return grpc.StatusCode.UNAVAILABLE if error.retryable else grpc.StatusCode.UNAUTHENTICATED
     if isinstance(error, grpc.RpcError):
         code = getattr(error, "code", None)
         found = code() if callable(code) else None

@@ -28,7 +28,19 @@ class FirebaseSettings(Struct, frozen=True, kw_only=True):
         int, Meta(ge=1), Help("watches that share one Listen stream, down to one")
     ] = variable("FIRESTORE_TARGETS_PER_STREAM", default=500)  # fmt: skip
 
+    realtime_url: Annotated[str, Help("address of the Realtime Database; with an emulator, its namespace alone")] = (
+        variable("FIREBASE_REALTIME_DB_URL", default="")
+    )
+    realtime_emulator_host: Annotated[
+        str, Help("host:port of a Realtime Database emulator, used without credentials")
+    ] = variable("FIREBASE_DATABASE_EMULATOR_HOST", default="")  # fmt: skip
+
     @property
     def configured(self) -> bool:
-        """Whether there is any Firebase to talk to."""
+        """Whether there is any Firestore to talk to."""
         return bool(self.project_id or self.admin_json or self.application_credentials or self.emulator_host)
+
+    @property
+    def realtime_configured(self) -> bool:
+        """Whether there is any Realtime Database to talk to."""
+        return bool(self.realtime_url or self.realtime_emulator_host)
