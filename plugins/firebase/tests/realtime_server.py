@@ -26,6 +26,22 @@ QUICK = RealtimeOptions(
 )
 
 
+class CountedTokens:
+    """`t1`, then another whenever one is refused."""
+
+    def __init__(self) -> None:
+        self.made = 1
+        self.closed = False
+
+    async def get(self, refused: str | None = None) -> str:
+        if refused == f"t{self.made}":
+            self.made += 1
+        return f"t{self.made}"
+
+    async def close(self) -> None:
+        self.closed = True
+
+
 class Exchange:
     """One request, seen from the server, and ways to answer it."""
 

@@ -26,27 +26,11 @@ from callboard_firebase import Query, RealtimeDatabase
 from callboard_firebase.realtime import Address, EmulatorTokens
 from callboard_firebase.realtime.errors import Refusal
 
-from .realtime_server import QUICK, Exchange, RealtimeServer, served
+from .realtime_server import QUICK, CountedTokens, Exchange, RealtimeServer, served
 
 pytestmark = pytest.mark.anyio
 
 INCREMENT = {".sv": {"increment": 1}}
-
-
-class CountedTokens:
-    """`t1`, then another whenever one is refused."""
-
-    def __init__(self) -> None:
-        self.made = 1
-        self.closed = False
-
-    async def get(self, refused: str | None = None) -> str:
-        if refused == f"t{self.made}":
-            self.made += 1
-        return f"t{self.made}"
-
-    async def close(self) -> None:
-        self.closed = True
 
 
 async def echo(exchange: Exchange) -> None:
