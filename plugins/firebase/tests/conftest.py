@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 from blockbuster import blockbuster_ctx
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from google.cloud.firestore import AsyncClient
 
 from callboard_firebase import Batch, Firebase, FirebaseSettings, ListenEngine, ListenOptions
@@ -63,3 +66,19 @@ async def firestore(firestore_address: str, firestore_project: str) -> AsyncIter
     """An empty Firestore, and an engine that listens to it."""
     async with listening(firestore_address, firestore_project) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def service_account() -> str:
+    """The JSON of a service account that nobody knows."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return json.dumps(
+        {
+            "type": "service_account",
+            "project_id": "its-own",
+            "private_key_id": "1",
+            "private_key": key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
+            "client_email": "it@its-own.iam.gserviceaccount.com",
+            "token_uri": "https://localhost:1/token",
+        }
+    )

@@ -37,6 +37,7 @@ SECRET = "projects/secret-project/databases/(default)"
         (google_exceptions.MethodNotImplemented(SECRET), "FAILED_PRECONDITION"),
         (auth_exceptions.TransportError(SECRET), "UNAVAILABLE"),
         (auth_exceptions.RefreshError(SECRET), "UNAUTHENTICATED"),
+        (auth_exceptions.RefreshError(SECRET, retryable=True), "UNAVAILABLE"),
         (grpc.RpcError(SECRET), "INTERNAL"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import firebase_admin
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from callboard.errors import ConfigurationError, DeadlineExceeded, Unavailable
 from callboard.settings import Secret, load
 from callboard_firebase import Firebase, FirebaseSettings
+from callboard_firebase.realtime.tokens import SCOPES, GoogleTokens
 from callboard_local.firestore_process import FirestoreProcess
 
 from .conftest import take
+from .realtime_server import Exchange, RealtimeServer
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def service_account() -> str:
-    """The JSON of a service account that nobody knows."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    return json.dumps(
-        {
-            "type": "service_account",
-            "project_id": "its-own",
-            "private_key_id": "1",
-            "private_key": key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
-            "client_email": "it@its-own.iam.gserviceaccount.com",
-            "token_uri": "https://localhost:1/token",
-        }
-    )
 
 
 def emulator(server: FirestoreProcess, project: str) -> FirebaseSettings:
@@ -52,10 +35,13 @@ def test_the_settings_come_from_the_google_variables() -> None:
             "GOOGLE_APPLICATION_CREDENTIALS": "/key.json",
             "FIRESTORE_EMULATOR_HOST": "127.0.0.1:1",
             "FIRESTORE_TARGETS_PER_STREAM": "7",
+            "FIREBASE_REALTIME_DB_URL": "https://p.firebaseio.com",
+            "FIREBASE_DATABASE_EMULATOR_HOST": "127.0.0.1:2",
         },
     )
     assert (settings.project_id, settings.application_credentials) == ("p", "/key.json")
     assert (settings.emulator_host, settings.targets_per_stream) == ("127.0.0.1:1", 7)
+    assert (settings.realtime_url, settings.realtime_emulator_host) == ("https://p.firebaseio.com", "127.0.0.1:2")
     assert settings.admin_json == Secret("{secret}")
     assert "secret}" not in repr(settings)
 
@@ -68,8 +54,17 @@ def test_targets_per_stream_is_at_least_one() -> None:
 @pytest.mark.parametrize(
     "name", ["GOOGLE_PROJECT_ID", "FIREBASE_ADMIN_JSON", "GOOGLE_APPLICATION_CREDENTIALS", "FIRESTORE_EMULATOR_HOST"]
 )
-def test_any_of_them_configures_firebase(name: str) -> None:
-    assert Firebase(load(FirebaseSettings, {name: "x"})).configured
+def test_any_of_them_configures_firestore(name: str) -> None:
+    firebase = Firebase(load(FirebaseSettings, {name: "x"}))
+    assert firebase.configured
+    assert not firebase.realtime_configured
+
+
+@pytest.mark.parametrize("name", ["FIREBASE_REALTIME_DB_URL", "FIREBASE_DATABASE_EMULATOR_HOST"])
+def test_any_of_them_configures_the_realtime_database(name: str) -> None:
+    firebase = Firebase(load(FirebaseSettings, {name: "x"}))
+    assert firebase.realtime_configured
+    assert not firebase.configured
 
 
 async def test_without_any_firebase_it_opens_and_says_so() -> None:
@@ -81,6 +76,9 @@ async def test_without_any_firebase_it_opens_and_says_so() -> None:
             _ = firebase.listen
         with pytest.raises(Unavailable):
             await firebase.check()
+        assert not firebase.realtime_configured
+        with pytest.raises(Unavailable):
+            _ = firebase.realtime
 
 
 # -- the connection
@@ -187,5 +185,67 @@ async def test_default_credentials_that_do_not_exist_are_a_configuration_error(
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", missing)
     with pytest.raises(ConfigurationError):
         async with Firebase(FirebaseSettings(application_credentials=missing)):
+            pass
+    assert set(firebase_admin._apps) == before
+
+
+# -- the Realtime Database
+
+
+async def answer(exchange: Exchange) -> None:
+    await exchange.answer(200, [exchange.query.get("ns"), exchange.token])
+
+
+async def test_an_emulator_alone_opens_the_realtime_database_alone() -> None:
+    async with RealtimeServer(answer) as server:
+        async with Firebase(FirebaseSettings(realtime_emulator_host=server.address)) as firebase:
+            assert await firebase.realtime.get("a") == ["demo-default-rtdb", "owner"]
+            with pytest.raises(Unavailable):
+                _ = firebase.client
+        with pytest.raises(Unavailable):
+            _ = firebase.realtime
+
+
+async def test_an_emulators_namespace_comes_from_the_url(
+    firestore_server: FirestoreProcess, firestore_project: str
+) -> None:
+    async with RealtimeServer(answer) as server:
+        settings = FirebaseSettings(
+            project_id=firestore_project,
+            emulator_host=firestore_server.address,
+            realtime_url="https://given.firebaseio.com",
+            realtime_emulator_host=server.address,
+        )
+        async with Firebase(settings) as firebase:
+            assert await firebase.realtime.get("a") == ["given", "owner"]
+            assert not (await firebase.client.document("notes/a").get()).exists
+
+
+async def test_the_realtime_database_has_credentials_and_scopes_of_its_own(service_account: str) -> None:
+    settings = FirebaseSettings(admin_json=Secret(service_account), realtime_url="https://p.firebaseio.com")
+    async with Firebase(settings) as firebase:
+        tokens = firebase.realtime._tokens
+        assert isinstance(tokens, GoogleTokens)
+        credentials = tokens._credentials
+        assert credentials.service_account_email == "it@its-own.iam.gserviceaccount.com"
+        assert set(credentials.scopes) == set(SCOPES)
+        assert credentials is not firebase.client._credentials
+
+
+async def test_an_emulator_of_firestore_does_not_make_the_realtime_database_anonymous(
+    firestore_server: FirestoreProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    settings = FirebaseSettings(emulator_host=firestore_server.address, realtime_url="https://p.firebaseio.com")
+    with pytest.raises(ConfigurationError):
+        async with Firebase(settings):
+            pass
+
+
+async def test_a_wrong_url_stops_the_start_and_leaves_nothing(firestore_server: FirestoreProcess) -> None:
+    before = set(firebase_admin._apps)
+    settings = FirebaseSettings(emulator_host=firestore_server.address, realtime_url="http://p.firebaseio.com")
+    with pytest.raises(ConfigurationError, match="FIREBASE_REALTIME_DB_URL"):
+        async with Firebase(settings):
             pass
     assert set(firebase_admin._apps) == before

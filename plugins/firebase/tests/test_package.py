@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 
 import pytest
 from google.auth.credentials import AnonymousCredentials
@@ -10,12 +11,18 @@ from google.cloud.firestore import AsyncClient
 from google.cloud.firestore_v1 import _helpers, base_client
 from google.cloud.firestore_v1.bson import BSONType
 from google.cloud.firestore_v1.types import ListenRequest
+from httpcore._synchronization import current_async_library
 
 import callboard_firebase
 import callboard_firebase.listen
+import callboard_firebase.realtime
 
 
-@pytest.mark.parametrize("package", [callboard_firebase, callboard_firebase.listen], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "package",
+    [callboard_firebase, callboard_firebase.listen, callboard_firebase.realtime],
+    ids=lambda module: module.__name__,
+)
 def test_all_is_sorted_and_real(package: object) -> None:
     names: list[str] = package.__all__  # type: ignore[attr-defined]
     assert names == sorted(names)
@@ -50,3 +57,10 @@ def test_the_generated_client_still_takes_our_arguments() -> None:
     assert {"requests", "retry", "timeout", "metadata"} <= set(
         inspect.signature(FirestoreAsyncClient.listen).parameters
     )
+
+
+@pytest.mark.anyio
+async def test_httpcore_finds_what_it_looks_for_at_every_lock() -> None:
+    """Without sniffio it would find that out anew each time, by searching the whole path."""
+    current_async_library()
+    assert "sniffio" in sys.modules

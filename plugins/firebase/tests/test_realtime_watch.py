@@ -1,0 +1,106 @@
+"""The consumer's end: coalescing, order, errors."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from callboard.errors import Unavailable
+from callboard_firebase import NodeBatch, NodeWatch
+
+pytestmark = pytest.mark.anyio
+
+
+def update(watch: NodeWatch, **children: Any) -> None:
+    """A new state; every child of the old and the new one may have changed."""
+    watch.update(children, watch.children.keys() | children.keys())
+
+
+async def take(watch: NodeWatch) -> NodeBatch:
+    async with asyncio.timeout(20):
+        return await anext(watch)
+
+
+def summary(batch: NodeBatch) -> list[tuple[str, str, Any]]:
+    return sorted((change.kind, change.key, change.value) for change in batch.changes)
+
+
+async def test_the_first_batch_is_the_latest_state() -> None:
+    watch = NodeWatch()
+    update(watch, a=1)
+    update(watch, a=2, b=1)
+    batch = await take(watch)
+    assert batch.initial
+    assert summary(batch) == [("added", "a", 2), ("added", "b", 1)]
+
+
+async def test_states_between_two_looks_are_one_batch() -> None:
+    watch = NodeWatch()
+    update(watch, kept=1, changed=1, gone=1, back=1)
+    await take(watch)
+    update(watch, kept=1, changed=2, gone=2, passing=1)
+    update(watch, kept=1, changed=3, back=2, new=1)
+    batch = await take(watch)
+    assert summary(batch) == [("added", "new", 1), ("modified", "back", 2), ("modified", "changed", 3),
+                              ("removed", "gone", 1)]  # fmt: skip
+    assert batch.children == {"kept": 1, "changed": 3, "back": 2, "new": 1}
+
+
+async def test_what_ends_where_it_began_is_no_batch() -> None:
+    watch = NodeWatch()
+    update(watch, a=1)
+    await take(watch)
+    update(watch, a=1, passing=1)
+    update(watch, a=1)
+    update(watch, a=True)
+    assert summary(await take(watch)) == [("modified", "a", True)]
+
+
+async def test_pending_changes_are_bounded_by_the_children() -> None:
+    watch = NodeWatch()
+    update(watch, a=0)
+    await take(watch)
+    for version in range(1, 1_000):
+        update(watch, a=version)
+    assert len(watch._seen) == 1
+
+
+async def test_a_waiting_reader_is_woken() -> None:
+    watch = NodeWatch()
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(take(watch))
+        await asyncio.sleep(0)
+        update(watch, a=1)
+    assert reading.result().initial
+
+
+async def test_an_error_follows_the_batches_before_it_and_stays() -> None:
+    watch = NodeWatch()
+    update(watch, a=1)
+    watch.fail(Unavailable("first"))
+    watch.fail(Unavailable("second"))
+    assert (await take(watch)).initial
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="first"):
+            await take(watch)
+
+
+async def test_a_cancelled_reader_loses_nothing() -> None:
+    watch = NodeWatch()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await anext(watch)
+    update(watch, a=1)
+    assert (await take(watch)).initial
+
+
+async def test_a_second_reader_is_refused() -> None:
+    watch = NodeWatch()
+    reading = asyncio.create_task(take(watch))
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError):
+        await anext(watch)
+    update(watch, a=1)
+    assert (await reading).initial
