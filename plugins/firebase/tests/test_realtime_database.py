@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,6 +28,8 @@ from callboard_local import RealtimeProcess
 from .realtime_server import QUICK
 
 pytestmark = pytest.mark.anyio
+
+KEYS = ["0", "1", "2", "7", "a", "b"]
 
 
 @asynccontextmanager
@@ -61,6 +65,16 @@ async def until(batches: NodeWatch, reached: Callable[[NodeBatch], bool]) -> lis
 
 def changes(seen: tuple[ChildChange, ...] | list[ChildChange]) -> list[tuple[str, str, Any]]:
     return [(change.kind, change.key, change.value) for change in seen]
+
+
+def follow(held: dict[str, Any], seen: list[ChildChange]) -> None:
+    """What a consumer does with the changes."""
+    for change in seen:
+        if change.kind == "removed":
+            del held[change.key]
+        else:
+            assert (change.key in held) is (change.kind == "modified")
+            held[change.key] = change.value
 
 
 # -- requests
@@ -210,6 +224,40 @@ async def test_a_redirected_stream_is_followed(
     )
     async with database.watch("h") as batches:
         assert (await take(batches)).children == {"a": 1}
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_any_writes_and_cut_offs_leave_the_watch_with_the_databases_state(
+    database: RealtimeDatabase, realtime_server: RealtimeProcess, realtime_namespace: str, seed: int
+) -> None:
+    chance = random.Random(seed)
+
+    def value(depth: int = 0) -> Any:
+        if depth == 2 or chance.random() < 0.5:
+            return chance.choice([None, True, 0, 1, 1.5, "", "x"])
+        return {key: value(depth + 1) for key in chance.sample(KEYS, 2)}
+
+    def path() -> str:
+        return "/".join(chance.choice(KEYS) for _ in range(chance.randint(1, 3)))
+
+    async with database.watch("r") as batches:
+        held = dict((await take(batches)).children)
+        for number in range(150):
+            if chance.random() < 0.05:
+                await realtime_server.control("drop", ns=realtime_namespace)
+            if chance.random() < 0.3:
+                await database.update("r", {chance.choice(KEYS): value(), f"z/{path()}": value()})
+            else:
+                await database.set(f"r/{path()}", value())
+            if chance.random() < 0.2:
+                await database.set("r/seen", number)
+                follow(held, await until(batches, lambda batch: batch.children.get("seen") == number))  # noqa: B023
+        await settled(database, 0)
+        await database.set("r/seen", "end")
+        follow(held, await until(batches, lambda batch: batch.children.get("seen") == "end"))
+        found = await database.get("r")
+        assert held == dict(batches.children) == found
+        assert json.dumps(held, sort_keys=True) == json.dumps(found, sort_keys=True), "true is not 1"
 
 
 # -- the server's own faults
