@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import grpc
 import pytest
 from blockbuster import blockbuster_ctx
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -52,6 +53,14 @@ async def listening(address: str, project: str, options: ListenOptions = QUICK) 
         ListenEngine(firebase.client, options) as engine,
     ):
         yield Listening(firebase.client, engine)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def grpc_stays() -> Iterator[None]:
+    """gRPC ends with its last channel, and then waits for a thread: in whatever test that channel is collected."""
+    grpc.aio.init_grpc_aio()
+    yield
+    grpc.aio.shutdown_grpc_aio()
 
 
 @pytest.fixture(autouse=True)
