@@ -19,6 +19,7 @@ class PushIds:
         self._chance = 0
 
     def next(self) -> str:
+        """A key that sorts after all before it."""
         now_ms = int(self._clock() * 1000)
         if now_ms > self._last_ms:
             self._last_ms = now_ms

@@ -130,7 +130,7 @@ class NodeStream:
             token = await self._shared.tokens.get(self._refused)
             async with self._shared.connections.open(self._url, token) as response:
                 return await self._read(response, token)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, OSError) as error:
             silent = isinstance(error, httpx.ReadTimeout)
             return _End("silent" if silent else type(error).__name__, away=not silent)
         except Refusal as refused:
@@ -159,6 +159,8 @@ class NodeStream:
             for event in reader.feed(chunk):
                 if event.name in ("put", "patch"):
                     await self._change(event)
+                    # One chunk can hold hundreds: others have their turn in between.
+                    await asyncio.sleep(0)
                 elif event.name == "cancel":
                     return _cancelled(event)
                 elif event.name == "auth_revoked":

@@ -27,7 +27,7 @@ class NodeBatch:
     """One state of a node, and how it differs from the batch before.
 
     `children` is the whole current state by key, which no later event alters, in no order: keys made by `push` sort by
-    time. A node that is no object has none; an array's are "0", "1", …
+    time. A node that is no object has none; an array's are "0", "1", … Values are the watch's: copy one to alter it.
     The first batch of a watch has `initial=True` and every child in it as an added change.
     """
 
