@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
@@ -487,6 +488,28 @@ async def test_a_used_up_quota_is_answered_with_the_longest_back_off() -> None:
         async with served(script, QUICK) as (loud, control), control.watch("x"):
             await loud.asked(5)
         assert len(server.exchanges) == 1
+
+
+async def test_streams_are_opened_some_at_a_time() -> None:
+    async def script(exchange: Exchange) -> None:
+        await gate.wait()
+        await one_state(exchange)
+
+    gate = asyncio.Event()
+    async with (
+        served(script, replace(QUICK, openings=2)) as (server, database),
+        AsyncExitStack() as stack,
+        served(script, replace(QUICK, openings=5)) as (crowded, control),
+    ):
+        watches = [await stack.enter_async_context(database.watch("x")) for _ in range(5)]
+        await server.asked(2)
+        # The control: with room for five, five are asked for while the others wait for the two.
+        for _ in range(5):
+            await stack.enter_async_context(control.watch("x"))
+        await crowded.asked(5)
+        assert len(server.exchanges) == 2
+        gate.set()
+        assert all([(await take(watch)).initial for watch in watches])
 
 
 # -- tokens

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 
@@ -28,11 +29,21 @@ class Connections:
         self._address = address
         self._options = options
         self._context = context
+        self._openings = asyncio.Semaphore(options.openings)
 
     @asynccontextmanager
     async def open(self, url: httpx.URL, token: str) -> AsyncIterator[httpx.Response]:
         """A response that streams events. Raises httpx.HTTPError, Refusal (a status), Unavailable (no event stream)."""
-        client = httpx.AsyncClient(
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(self._client(token))
+            async with self._openings:
+                response = await self._answer(client, url)
+                stack.push_async_callback(response.aclose)
+                await _check(response)
+            yield response
+
+    def _client(self, token: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
             verify=self._context,
             trust_env=not self._address.emulated,
             limits=httpx.Limits(max_connections=1, max_keepalive_connections=0),
@@ -44,14 +55,15 @@ class Connections:
                 "Authorization": f"Bearer {token}",
             },
         )
-        async with client:
-            for _ in range(MAX_REDIRECTS + 1):
-                async with client.stream("GET", url) as response:
-                    if response.status_code not in REDIRECTS:
-                        await _check(response)
-                        yield response
-                        return
-                    url = self._address.redirected(url, response.headers.get("Location", ""))
+
+    async def _answer(self, client: httpx.AsyncClient, url: httpx.URL) -> httpx.Response:
+        """The answer at the end of the redirects."""
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await client.send(client.build_request("GET", url), stream=True)
+            if response.status_code not in REDIRECTS:
+                return response
+            await response.aclose()
+            url = self._address.redirected(url, response.headers.get("Location", ""))
         raise Unavailable("The database redirects in a circle.")
 
 

@@ -21,6 +21,10 @@ class RealtimeOptions:
     silence_timeout_s: float = 45.0
     """A stream on which no byte came for this long is dead: reopened. The server sends a keep-alive every 30 s."""
 
+    openings: int = 100
+    """Streams that are being opened at a time: a thousand that were cut off at once would keep the process so busy with
+    handshakes that their own connect time-outs pass."""
+
     backoff_base_s: float = 1.0
     backoff_cap_s: float = 60.0
     """A stream that ended is reopened after a full-jitter delay between these."""
@@ -34,5 +38,5 @@ class RealtimeOptions:
 
     def __post_init__(self) -> None:
         times = (self.connect_timeout_s, self.request_timeout_s, self.silence_timeout_s, self.reopens_window_s)
-        if min(*times, self.max_body_bytes, self.reopens) <= 0:
+        if min(*times, self.max_body_bytes, self.openings, self.reopens) <= 0:
             raise ValueError("time-outs, windows and limits are above zero")
