@@ -6,22 +6,18 @@ company the user may not see, is a `notif.remove`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 
 from callboard import Event, Listener, User, event_id, listener
-from callboard.messages import encode, utc_now
+from callboard.messages import utc_now
 from callboard_firebase import Batch, Change, run_query
-from callboard_firebase_management.items import Item, Newest, company_of, notification_item, wire_time
+from callboard_firebase.items import SYNC_LIMIT, fitting
+from callboard_firebase_management.items import Newest, company_of, notification_item, wire_time
 from callboard_firebase_management.notifications import unread
 from callboard_firebase_management.store import FirestoreService
-
-SYNC_LIMIT = 500
-SYNC_BYTES = 200 * 1024
-"""Notifications in one sync, and their size: the oldest beyond either are left out, and `count` tells how many there
-are. The bus carries 256 KiB; the rest is for the event around them."""
 
 
 @listener(name="notifications", begins_with_sync=True)
@@ -95,18 +91,6 @@ def _sync(user: User, newest: Newest, read_time: datetime | None) -> Event:
         id=event_id(f"clients/{user.uid}/notifications", read_time, "notif.sync"),
         type="notif.sync",
         uid=user.uid,
-        payload={"notifications": _fitting(newest.items()), "count": newest.total, "timestamp": as_of or utc_now()},
+        payload={"notifications": fitting(newest.items()), "count": newest.total, "timestamp": as_of or utc_now()},
         as_of=as_of,
     )
-
-
-def _fitting(items: Iterable[Item]) -> list[Item]:
-    """As many as fit into one sync, from the first on."""
-    kept: list[Item] = []
-    room = SYNC_BYTES
-    for item in items:
-        room -= len(encode(item)) + 1  # and the comma
-        if room < 0:
-            break
-        kept.append(item)
-    return kept
