@@ -16,6 +16,7 @@ OUR_PACKAGES = [
     "callboard",
     "callboard_firebase",
     "callboard_firebase_management",
+    "callboard_firebase_realtime",
     "callboard_registry",
     "callboard_workflow_listener",
 ]

@@ -73,7 +73,7 @@ def test_nobody_there_is_a_clear_error() -> None:
 
 def test_plugins_lists_what_is_installed() -> None:
     rows = json.loads(invoke("plugins", "--json").output)
-    assert {row["name"] for row in rows} >= {"firebase_management", "registry", "workflow"}
+    assert {row["name"] for row in rows} >= {"firebase_management", "firebase_realtime", "registry", "workflow"}
     methods = {name for row in rows for name in row["methods"]}
     assert {"REGISTRY.register_user", "WORKFLOW.watch_job"} <= methods
     assert "REGISTRY.register_user" in invoke("plugins").output
