@@ -231,3 +231,26 @@ async def test_closing_ends_the_watch(service: FirebaseRealtime, follow: Follow)
     assert service.database.stats().streams == 1
     await changes.aclose()
     assert service.database.stats().streams == 0
+
+
+async def test_a_user_whose_id_the_database_cannot_hold_has_no_messages(
+    service: FirebaseRealtime, follow: Follow
+) -> None:
+    user = User(uid="ada@example.org")
+    next_event = await follow(messages_of(service), user)
+
+    for sync in (await next_event(), *await messages_of(service).snapshot(user)):
+        assert (sync.type, shown(sync), sync.payload["count"]) == ("msg.sync", [], 0)
+
+
+async def test_without_its_bound_a_burst_is_a_flood(
+    service: FirebaseRealtime, tree: Tree, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test of a burst."""
+    monkeypatch.setattr(window, "BURST", 1_000)
+    next_event = await follow(messages_of(service), ADA)
+    await next_event()
+    await tree.patch(INBOX, {f"m{n:03}": {"status": str(n)} for n in range(500)})
+
+    flood = [(await next_event()).payload["doc_id"] for _ in range(500)]
+    assert flood == [f"m{n:03}" for n in range(500)]

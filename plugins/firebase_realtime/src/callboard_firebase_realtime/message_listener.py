@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from callboard import Event, Listener, User, listener
 from callboard_firebase.items import NewestSources, company_of, fitting
 from callboard_firebase_realtime.direct_items import direct_item, is_unread, with_time
 from callboard_firebase_realtime.open_thread import NEWEST
-from callboard_firebase_realtime.places import children, inbox_path, made_at
+from callboard_firebase_realtime.places import children, has_inbox, inbox_path, made_at
 from callboard_firebase_realtime.store import RealtimeService, as_of_now
 from callboard_firebase_realtime.window import SYNC_COST, Pace, Window, change_id
 
@@ -25,11 +26,16 @@ class MessageListener(Listener[RealtimeService]):
     async def snapshot(self, user: User) -> list[Event]:
         """Read the messages once: one `msg.sync`."""
         as_of = as_of_now()
+        if not has_inbox(user.uid):
+            return [_sync(user, {}, [], as_of)]
         found = children(await self.service.database.get(inbox_path(user.uid), NEWEST))
         return [_sync(user, found, [key for key in found if _is_shown(user, found[key])], as_of)]
 
     async def changes(self, user: User) -> AsyncIterator[Event]:
         """`msg.sync`, then what changes, until it is closed. Raises what ended the watch."""
+        if not has_inbox(user.uid):
+            yield _sync(user, {}, [], as_of_now())
+            await asyncio.Event().wait()  # there will be nothing, until it is closed
         path = inbox_path(user.uid)
         window = Window(lambda value: _is_shown(user, value))
         pace = Pace()

@@ -43,6 +43,11 @@ def messages_path(space_code: str, thread_key: str, mode: Mode) -> str:
     return f"{thread_path(space_code, thread_key, mode)}/messages"
 
 
+def has_inbox(user_id: str) -> bool:
+    """Whether the database can hold anything of the user's: it takes no dots, which user ids may have."""
+    return "." not in user_id
+
+
 def inbox_path(user_id: str) -> str:
     """Where a user's direct messages lie."""
     return f"{_CLIENTS}/{_segment(user_id, 'user_id')}/direct_message_notif"
