@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
@@ -115,24 +116,73 @@ async def test_a_burst_ends_in_the_right_state(service: FirebaseRealtime, tree: 
     assert len(encode(sync)) < MAX_EVENT_BYTES
 
 
-async def test_messages_one_after_the_other_are_few_events(
+async def test_messages_one_after_the_other_end_in_the_right_state(
     service: FirebaseRealtime, tree: Tree, follow: Follow
 ) -> None:
     next_event = await follow(messages_of(service), ADA)
-    view = {item["doc_id"] for item in (await next_event()).payload["messages"]}
+    view: dict[str, Any] = {}
+    apply(view, await next_event())
 
     async def write() -> list[str]:
         return [await service.send_direct_message("charles", "ada", {"status": str(n)}) for n in range(500)]
 
     writing = asyncio.create_task(write())
+    while not (writing.done() and view.keys() >= set(writing.result())):
+        apply(view, await next_event())
+    assert view.keys() == set(await tree.get(INBOX))
+
+
+async def test_a_consumer_that_was_slow_gets_few_events(service: FirebaseRealtime, tree: Tree, follow: Follow) -> None:
+    next_event = await follow(messages_of(service), ADA)
+    view: dict[str, Any] = {}
+    apply(view, await next_event())
+
+    await asyncio.gather(*(tree.put(f"{INBOX}/m{n:03}", {"status": str(n)}) for n in range(500)))
+
     events = 0
-    while not (writing.done() and view >= set(writing.result())):
-        event = await next_event()
+    while len(view) < 400:
+        apply(view, await next_event())
         events += 1
-        view = set(shown(event)) | view if event.type == "msg.sync" else view | {event.payload["doc_id"]}
-    [state] = await messages_of(service).snapshot(ADA)
-    assert set(shown(state)) <= view == set(await tree.get(INBOX))
     assert events < 250
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_a_consumer_that_applies_what_it_is_told_has_what_a_snapshot_has(
+    service: FirebaseRealtime, tree: Tree, follow: Follow, seed: int
+) -> None:
+    """Random writes: messages that come, change, are read, change hands, go; one by one, together and in bursts."""
+    chance = random.Random(seed)
+    keys = [f"m{n:02}" for n in range(80)]
+    next_event = await follow(messages_of(service), ADA_AT_ACME)
+    view: dict[str, Any] = {}
+    apply(view, await next_event())
+
+    def message() -> dict[str, Any] | None:
+        if chance.random() < 0.25:
+            return None
+        company = chance.choice(["acme", "acme", "other"])
+        return {"collection_id": company, "status": str(chance.randrange(5)), "read": chance.random() < 0.2}
+
+    for step in range(30):
+        some = chance.sample(keys, chance.choice([1, 1, 3, 10, 70]))
+        await tree.patch(INBOX, {key: message() for key in some})
+        if step % 5 == 4:
+            # All that was written before the mark has been told when the mark has.
+            await tree.put(f"{INBOX}/z{step:02}", {"collection_id": "acme", "status": "mark"})
+            while f"z{step:02}" not in view:
+                apply(view, await next_event())
+            [snapshot] = await messages_of(service).snapshot(ADA_AT_ACME)
+            assert view == {item["doc_id"]: item for item in snapshot.payload["messages"]}
+            assert snapshot.payload["count"] == len(view)
+
+
+def apply(view: dict[str, Any], event: Event) -> None:
+    """What a consumer does with an event."""
+    if event.type == "msg.sync":
+        view.clear()
+        view.update({item["doc_id"]: item for item in event.payload["messages"]})
+    else:
+        view[event.payload["doc_id"]] = event.payload
 
 
 async def test_a_full_window_tells_new_ones_one_by_one(service: FirebaseRealtime, tree: Tree, follow: Follow) -> None:

@@ -44,7 +44,7 @@ class ChatListener(Listener[RealtimeService]):
                 if told is None:
                     yield self._sync(user, batch.mode, batch.children, window.visible(), as_of_now())
                     await pace.turn(SYNC_COST)
-                else:
+                elif batch.mode is not None:
                     events = self._messages(user, batch.mode, told)
                     for event in events:
                         yield event
@@ -62,8 +62,8 @@ class ChatListener(Listener[RealtimeService]):
             as_of=as_of,
         )
 
-    def _messages(self, user: User, mode: Mode | None, told: list[Told]) -> list[Event]:
-        path = messages_path(*self.thread.place, mode or "chats")
+    def _messages(self, user: User, mode: Mode, told: list[Told]) -> list[Event]:
+        path = messages_path(*self.thread.place, mode)
         by_id = {one.key: one for one in told}
         return [
             Event(
