@@ -82,6 +82,18 @@ def test_an_older_one_that_comes_in_makes_a_sync() -> None:
     assert node.window.visible() == ["a", "b", "d"]
 
 
+def test_an_older_one_that_comes_in_later_than_another_goes_makes_a_sync_too() -> None:
+    """The database tells the two apart: first the one that goes, then the one that takes the place."""
+    node = Node(limit=3, a="1", b="2", c="3")
+    node.children["d"] = "4"
+    assert node.told() == ["d"]
+
+    window, left = node.window, {"b": "2", "d": "4"}
+    assert window.read([("c", "3")], left) is None
+    assert window.read([("a", "1")], {**left, "a": "1"}) is None
+    assert window.visible() == ["a", "b", "d"]
+
+
 def test_a_key_below_the_others_is_new_where_nothing_is_older_than_the_window() -> None:
     node = Node(b="2")
     node.children["a"] = "1"  # made by a clock that is behind
