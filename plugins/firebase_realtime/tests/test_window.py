@@ -73,6 +73,7 @@ def test_a_full_window_tells_new_ones_alone() -> None:
     node.children["d"] = "4"  # and `a` leaves the window
     assert node.told() == ["d"]
     assert node.window.visible() == ["b", "c", "d"]
+    assert node.window._shown.keys() == {"b", "c", "d"}  # what has left is not remembered
 
 
 def test_an_older_one_that_comes_in_makes_a_sync() -> None:
