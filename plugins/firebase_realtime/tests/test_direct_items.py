@@ -9,7 +9,7 @@ import pytest
 
 from callboard.messages import encode
 from callboard_firebase.items import JobItem
-from callboard_firebase.realtime.push_ids import PushIds
+from callboard_firebase.realtime import PushIds
 from callboard_firebase_realtime.direct_items import MAX_MORE_BYTES, direct_item, is_unread
 
 WHEN = datetime(2025, 9, 20, 11, 44, tzinfo=UTC)

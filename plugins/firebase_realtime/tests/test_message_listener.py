@@ -13,7 +13,7 @@ import pytest
 from callboard import Event, Listener, User
 from callboard.events.bus import MAX_EVENT_BYTES
 from callboard.messages import encode
-from callboard_firebase.realtime.push_ids import PushIds
+from callboard_firebase.realtime import PushIds
 from callboard_firebase_realtime import FirebaseRealtime, window
 
 from .conftest import Next, Tree, messages_of

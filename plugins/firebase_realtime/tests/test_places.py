@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from callboard import InvalidArgs
-from callboard_firebase.realtime.push_ids import PushIds
+from callboard_firebase.realtime import PushIds
 from callboard_firebase_realtime.places import (
     children,
     inbox_path,

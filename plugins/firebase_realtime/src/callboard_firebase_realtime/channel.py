@@ -9,8 +9,7 @@ from msgspec import Meta
 
 from callboard import method
 from callboard.messages import check_identifier, encode
-from callboard_firebase.realtime import Query
-from callboard_firebase.realtime.paths import key
+from callboard_firebase.realtime import Query, key
 from callboard_firebase_realtime.chat_messages import MessageType, new_message, stored_messages
 from callboard_firebase_realtime.places import Mode, children, messages_path
 from callboard_firebase_realtime.store import RealtimeService, look_up

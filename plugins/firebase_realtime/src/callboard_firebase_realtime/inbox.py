@@ -7,8 +7,7 @@ from typing import Any
 from callboard import InvalidArgs, User, method
 from callboard.messages import check_identifier, utc_now
 from callboard_firebase.items import company_of
-from callboard_firebase.realtime import Query
-from callboard_firebase.realtime.paths import key
+from callboard_firebase.realtime import Query, key
 from callboard_firebase_realtime.chat_messages import check_size
 from callboard_firebase_realtime.direct_items import direct_item, is_unread
 from callboard_firebase_realtime.message_listener import newest_messages
