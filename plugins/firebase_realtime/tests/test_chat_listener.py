@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 
-from callboard import Event, Listener, Thread, User
+from callboard import Event, Listener, Thread, Unavailable, User
 from callboard.events.bus import MAX_EVENT_BYTES
 from callboard.messages import encode
 from callboard_firebase.realtime import PushIds
 from callboard_firebase_realtime import FirebaseRealtime, window
+from callboard_local import RealtimeProcess
 
 from .conftest import Next, Tree, chat_of
 
@@ -274,3 +276,28 @@ async def test_closing_ends_the_watches(service: FirebaseRealtime) -> None:
 
 async def _following(changes: Any) -> Any:
     return await anext(changes)
+
+
+async def test_after_an_outage_what_has_changed_is_told_and_nothing_twice(
+    make_service: Callable[..., FirebaseRealtime], follow: Follow, tmp_path: Path
+) -> None:
+    async with RealtimeProcess(data=tmp_path / "tree") as server:
+        environ = {"FIREBASE_DATABASE_EMULATOR_HOST": server.address, "FIREBASE_REALTIME_DB_URL": server.url}
+        service = make_service(environ)
+        await service.open()
+        for n in range(3):
+            await service.database.set(f"{MESSAGES}/m{n}", {"content": str(n)})
+        next_event = await follow(chat_of(service, CHATS), ADA)
+        assert shown(await next_event()) == ["m0", "m1", "m2"]
+
+        await server.kill()
+        await server.restart()
+        while True:
+            try:
+                await service.database.update(MESSAGES, {"m1/content": "edited", "m3": {"content": "3"}})
+                break
+            except Unavailable:
+                await asyncio.sleep(0.05)
+
+        after = await next_event()
+        assert (after.type, shown(after)) == ("chat.message", ["m1", "m3"])
