@@ -90,7 +90,7 @@ def is_ready(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):  # it listens before it has imported the plugins
+    except OSError:  # nobody listens, or the socket is bound and the back ends are still starting
         return False
 
 

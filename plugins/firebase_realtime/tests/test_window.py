@@ -27,10 +27,9 @@ class Node:
 
     def batch(self, *, initial: bool = False) -> list[Told] | None:
         now = self.newest()
-        changes = [(key, value) for key, value in now.items() if self.seen.get(key) != value]
-        changes += [(key, value) for key, value in self.seen.items() if key not in now]
+        changed = [key for key in {**now, **self.seen} if now.get(key) != self.seen.get(key)]
         self.seen = now
-        return self.window.read(changes, now, initial=initial)
+        return self.window.read(changed, now, initial=initial)
 
     def told(self) -> list[str] | None:
         batch = self.batch()
@@ -90,8 +89,8 @@ def test_an_older_one_that_comes_in_later_than_another_goes_makes_a_sync_too() -
     assert node.told() == ["d"]
 
     window, left = node.window, {"b": "2", "d": "4"}
-    assert window.read([("c", "3")], left) is None
-    assert window.read([("a", "1")], {**left, "a": "1"}) is None
+    assert window.read(["c"], left) is None
+    assert window.read(["a"], {**left, "a": "1"}) is None
     assert window.visible() == ["a", "b", "d"]
 
 

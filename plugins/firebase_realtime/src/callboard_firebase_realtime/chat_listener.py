@@ -40,7 +40,7 @@ class ChatListener(Listener[RealtimeService]):
         pace = Pace()
         async with aclosing(watch_thread(self.service.database, self.thread)) as batches:
             async for batch in batches:
-                told = window.read(batch.changes, batch.children, initial=batch.initial)
+                told = window.read(batch.changed, batch.children, initial=batch.initial)
                 if told is None:
                     yield self._sync(user, batch.mode, batch.children, window.visible(), as_of_now())
                     await pace.turn(SYNC_COST)

@@ -41,8 +41,8 @@ class MessageListener(Listener[RealtimeService]):
         pace = Pace()
         async with self.service.database.watch(path, NEWEST) as batches:
             async for batch in batches:
-                changes = [(change.key, change.value) for change in batch.changes]
-                told = window.read(changes, batch.children, initial=batch.initial)
+                changed = (change.key for change in batch.changes)
+                told = window.read(changed, batch.children, initial=batch.initial)
                 if told is None:
                     yield _sync(user, batch.children, window.visible(), as_of_now())
                     await pace.turn(SYNC_COST)

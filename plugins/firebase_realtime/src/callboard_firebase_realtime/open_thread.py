@@ -19,11 +19,11 @@ NEWEST = Query(limit_to_last=SYNC_LIMIT)
 
 
 class Seen(NamedTuple):
-    """A batch of a thread's messages: the keys (and values) that changed, and all there are. `mode` None: no thread."""
+    """A batch of a thread's messages: the keys of what has changed, and all there are. `mode` None: no thread."""
 
     mode: Mode | None
     initial: bool
-    changes: list[tuple[str, Any]]
+    changed: list[str]
     children: Mapping[str, Any]
 
 
@@ -98,5 +98,4 @@ async def _next(watch: AsyncIterator[NodeBatch]) -> NodeBatch:
 
 
 def _seen(mode: Mode, batch: NodeBatch) -> Seen:
-    changes = [(change.key, change.value) for change in batch.changes]
-    return Seen(mode, batch.initial, changes, batch.children)
+    return Seen(mode, batch.initial, [change.key for change in batch.changes], batch.children)

@@ -50,17 +50,15 @@ class Window:
         self._minute = ""
         self._revised: Counter[str] = Counter()
 
-    def read(
-        self, changes: Iterable[tuple[str, Any]], children: Mapping[str, Any], *, initial: bool = False
-    ) -> list[Told] | None:
+    def read(self, changed: Iterable[str], children: Mapping[str, Any], *, initial: bool = False) -> list[Told] | None:
         """What to tell, in the order of keys; None when only a sync of `children` can.
 
-        `changes`: keys that were added, modified (with their values) or removed. A sync is due for the first batch, a
+        `changed`: the keys of those that were added, modified or removed. A sync is due for the first batch, a
         burst, a message that is not to be seen any more, and an older one that comes in where one was deleted.
         """
         self._overflows = len(children) >= self._limit or (self._overflows and not initial)
         before, self._order = self._order, sorted(children, key=key_order)
-        touched = {key: value for key, value in changes if key in children or not self._has_left(key)}
+        touched = [key for key in changed if key in children or not self._has_left(key)]
         if initial or len(touched) > BURST or self._needs_sync(touched, children, before):
             self._begin(children)
             return None
@@ -81,7 +79,7 @@ class Window:
             self._shown.pop(key, None)
         return left
 
-    def _needs_sync(self, touched: Mapping[str, Any], children: Mapping[str, Any], before: list[str]) -> bool:
+    def _needs_sync(self, touched: list[str], children: Mapping[str, Any], before: list[str]) -> bool:
         for key in touched:
             if not self._sees(children, key):
                 if key in self._shown:
