@@ -19,9 +19,11 @@ from google.cloud.firestore_v1.vector import Vector
 
 from callboard.errors import InvalidArgs, Unavailable
 from callboard_firebase import Batch, Document, ListenEngine, ListenOptions
+from callboard_firebase.channel import Line
 from callboard_local.firestore_process import FirestoreProcess
 
 from .conftest import QUICK, Listening, listening, take, until
+from .half_open import HalfOpenProxy
 
 pytestmark = pytest.mark.anyio
 
@@ -381,3 +383,35 @@ async def watching(stack: AsyncExitStack, opened: Listening, number: int) -> Asy
 def test_figures_that_cannot_work_are_refused(figures: dict[str, int]) -> None:
     with pytest.raises(ValueError):
         ListenOptions(**figures)
+
+
+# -- a connection that is open and dead
+
+
+async def test_a_half_open_connection_is_left_for_a_new_one(firestore_address: str, firestore_project: str) -> None:
+    """The control asks again and again, as often as it likes, on the connection that it has."""
+    impatient = replace(QUICK, silence_timeout_s=0.2, probe_interval_s=0.2)
+
+    async def stay(line: Line) -> Line:
+        return line
+
+    async with (
+        HalfOpenProxy(firestore_address) as proxy,
+        listening(proxy.address, firestore_project, impatient) as opened,
+        listening(proxy.address, firestore_project, impatient) as control,
+        listening(firestore_address, firestore_project) as writer,
+        opened.engine.watch(opened.client.document("notes/a")) as batches,
+        control.engine.watch(control.client.document("notes/a")) as stuck,
+    ):
+        control.engine._lines.exchange = stay  # type: ignore[method-assign]
+        await take(batches)
+        await take(stuck)
+        proxy.lose()
+        await writer.client.document("notes/a").set({"n": 1})
+        assert kinds(await take(batches)) == [("added", "a")]
+        reconnects = control.engine.stats().reconnects
+        async with asyncio.timeout(20):
+            while control.engine.stats().reconnects < reconnects + 3:
+                await asyncio.sleep(0.01)
+        assert control.engine.stats().waiting == 1
+        assert len(opened.engine._lines._lines) == 1  # the dead one is closed

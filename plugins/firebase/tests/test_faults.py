@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -23,7 +23,7 @@ from callboard.errors import (
 )
 from callboard_firebase import Batch, ListenOptions
 
-from .conftest import QUICK, Listening, listening, take
+from .conftest import QUICK, Listening, listening, take, until
 from .listen_server import Connection, Kind, ListenServer, Script
 
 pytestmark = pytest.mark.anyio
@@ -107,6 +107,57 @@ async def test_what_came_before_a_snapshot_is_not_believed() -> None:
         assert server.connections[1].asked[0].resume_token == b"ten"
 
 
+async def test_a_version_that_is_known_is_not_told_again() -> None:
+    """Google's emulator sends a target's documents again on every commit."""
+
+    async def script(connection: Connection) -> None:
+        target = await connection.target()
+        await connection.answer(target, ["notes/a", "notes/b"], at=10)
+        for at in (11, 12):
+            await connection.document("notes/a", [target], version=1, n=7)
+            await connection.snapshot(at)
+        await connection.document("notes/a", [target], version=1, n=7)
+        await connection.document("notes/b", [target], version=13, n=1)
+        await connection.snapshot(13)
+        await connection.silence()
+
+    async with served(script) as (_, opened), opened.engine.watch(opened.client.collection("notes")) as batches:
+        await take(batches)
+        batch = await take(batches)
+        assert changes(batch) == [("modified", "b", 1)]
+        assert batch.documents["notes/a"].data == {"n": 0}
+
+
+async def test_a_target_that_was_being_reset_is_read_whole() -> None:
+    """The others' snapshots meanwhile carry tokens that would skip what it was not sent."""
+
+    async def script(connection: Connection) -> None:
+        first, second = await connection.target(), await connection.target()
+        if connection.number == 1:
+            for target, name in ((first, "notes/a"), (second, "notes/b")):
+                await connection.answer(target, [name], at=10, token=b"ten")
+            await connection.change(Kind.RESET, first)
+            await connection.document("notes/b", [second], version=11, n=1)
+            await connection.snapshot(11, b"eleven")
+            return
+        for target in (first, second):
+            await connection.change(Kind.ADD, target)
+        await connection.document("notes/a", [first], version=12, n=2)
+        await connection.change(Kind.CURRENT, first, second, at=12)
+        await connection.snapshot(12, b"twelve")
+        await connection.silence()
+
+    async with (
+        served(script) as (server, opened),
+        opened.engine.watch(opened.client.document("notes/a")) as reset,
+        opened.engine.watch(opened.client.document("notes/b")) as other,
+    ):
+        assert changes(await take(reset)) == [("added", "a", 0)]
+        await until(other, lambda batch: batch.documents["notes/b"].data["n"] == 1)
+        assert changes(await take(reset)) == [("modified", "a", 2)]
+        assert [asked.resume_token for asked in server.connections[1].asked] == [b"", b"eleven"]
+
+
 async def test_a_full_replay_repeats_nothing_and_shows_what_is_gone() -> None:
     async def script(connection: Connection) -> None:
         target = await connection.target()
@@ -156,6 +207,27 @@ async def test_a_stream_refused_for_ever_is_asked_seldom() -> None:
         async with served(script, often) as (loud, control), control.engine.watch(control.client.document("notes/a")):
             await loud.connected(100)
         assert len(server.connections) == 11
+
+
+async def test_many_streams_that_are_refused_ask_no_more_often_than_one() -> None:
+    seldom = ListenOptions(backoff_base_s=0.001, backoff_cap_s=0.002, targets_per_stream=1)
+
+    async def script(connection: Connection) -> None:
+        await connection.fail(StatusCode.UNAVAILABLE)
+
+    async with AsyncExitStack() as stack:
+        server, opened = await stack.enter_async_context(served(script, seldom))
+        for number in range(5):
+            await stack.enter_async_context(opened.engine.watch(opened.client.document(f"notes/{number}")))
+        await server.connected(5 + 10)
+        # The control: the same five streams in engines of their own, which know nothing of each other.
+        loud = await stack.enter_async_context(ListenServer(script))
+        for number in range(5):
+            alone = await stack.enter_async_context(listening(loud.address, "demo", seldom))
+            await stack.enter_async_context(alone.engine.watch(alone.client.document(f"notes/{number}")))
+        await loud.connected(5 * 11)
+        assert opened.engine.stats().streams == 5
+        assert len(server.connections) == 5 + 10
 
 
 async def test_a_server_that_was_away_is_found_again_soon() -> None:
@@ -333,7 +405,48 @@ async def test_a_target_removed_again_and_again_is_given_up() -> None:
     async with served(script) as (server, opened), opened.engine.watch(opened.client.document("notes/a")) as batches:
         with pytest.raises(Unavailable):
             await take(batches)
-        assert len(server.connections) == 5  # the second question is free, the others wait for a back-off
+        assert [len(connection.asked) for connection in server.connections] == [6]
+
+
+async def test_a_target_that_is_removed_for_ever_costs_the_others_nothing() -> None:
+    """Its second and later questions wait for a back-off of its own; the stream goes on."""
+
+    async def script(connection: Connection) -> None:
+        steady = await connection.target()
+        await connection.answer(steady, ["notes/a"], at=10)
+        for n in range(1, 4):
+            await connection.change(Kind.REMOVE, await connection.target(), cause=14)
+            await connection.document("notes/a", [steady], version=10 + n, n=n)
+            await connection.snapshot(10 + n)
+        await connection.answer(await connection.target(), ["notes/b"], at=20)
+        await connection.silence()
+
+    async with (
+        served(script) as (server, opened),
+        opened.engine.watch(opened.client.document("notes/a")) as steady,
+        opened.engine.watch(opened.client.document("notes/b")) as removed,
+    ):
+        assert changes(await take(removed)) == [("added", "b", 0)]
+        seen = await until(steady, lambda batch: batch.documents["notes/a"].data["n"] == 3)
+        assert [change.document.data["n"] for batch in seen for change in batch.changes][-1] == 3
+        assert len(server.connections) == 1
+        assert opened.engine.stats().reconnects == 0
+
+
+async def test_a_watch_that_leaves_while_it_waits_is_not_asked_again() -> None:
+    async def script(connection: Connection) -> None:
+        for _ in range(2):
+            await connection.change(Kind.REMOVE, await connection.target(), cause=14)
+        await connection.silence()
+
+    slow = replace(QUICK, backoff_base_s=3_600, backoff_cap_s=3_600)
+    async with served(script, slow) as (_, opened):
+        async with opened.engine.watch(opened.client.document("notes/a")), asyncio.timeout(20):
+            [stream] = opened.engine._streams
+            while not stream._later:
+                await asyncio.sleep(0.01)
+            [timer] = stream._later.values()
+        assert timer.cancelled()
 
 
 async def test_a_target_removed_for_its_token_is_asked_without() -> None:
@@ -400,8 +513,12 @@ async def test_a_filter_counts_what_is_not_yet_a_snapshot() -> None:
 
 @pytest.mark.parametrize(
     ("status", "expected"),
-    [(StatusCode.INVALID_ARGUMENT, InvalidArgs), (StatusCode.UNKNOWN, Internal)],
-    ids=["permanent", "passing"],
+    [
+        (StatusCode.INVALID_ARGUMENT, InvalidArgs),
+        (StatusCode.PERMISSION_DENIED, PermissionDenied),
+        (StatusCode.UNKNOWN, Internal),
+    ],
+    ids=["permanent", "denied", "passing"],
 )
 async def test_a_target_that_breaks_the_stream_is_found(status: StatusCode, expected: type[CallError]) -> None:
     async def script(connection: Connection) -> None:

@@ -49,6 +49,8 @@ class Line:
         self._api: FirestoreAsyncClient | None = None
         self._opening = asyncio.Lock()
         self.streams = 0
+        self.mute = False
+        """Some stream had no answer on it: it takes no more of them."""
 
     async def api(self) -> FirestoreAsyncClient:
         async with self._opening:
@@ -71,7 +73,8 @@ class Lines:
 
     def take(self) -> Line:
         """A line with room for one stream more."""
-        line = next((line for line in self._lines if line.streams < self._streams_per_line), None)
+        roomy = (line for line in self._lines if line.streams < self._streams_per_line and not line.mute)
+        line = next(roomy, None)
         if line is None:
             line = Line(self._client)
             self._lines.append(line)
@@ -81,6 +84,18 @@ class Lines:
     def give_back(self, line: Line) -> None:
         """A stream is gone; its connection stays for the next."""
         line.streams -= 1
+
+    async def exchange(self, line: Line) -> Line:
+        """Another line for a stream that had no answer on this one, which closes when its last stream has left.
+
+        A connection can be half-open, for as long as TCP's own time-outs, and a channel would use it again.
+        """
+        line.mute = True
+        line.streams -= 1
+        if not line.streams:
+            await line.close()
+            self._lines.remove(line)
+        return self.take()
 
     async def close(self) -> None:
         lines, self._lines = self._lines, []

@@ -50,6 +50,11 @@ class Backoff:
         """The last attempt succeeded: the next delay is a short one."""
         self._failures = 0
 
+    def clear(self) -> None:
+        """Forget every attempt, those that the ceiling counts too."""
+        self._failures = 0
+        self._attempts.clear()
+
     def saturate(self) -> None:
         """The server asked for less: the next delays are drawn up to the cap."""
         self._failures = 63

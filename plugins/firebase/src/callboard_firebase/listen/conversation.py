@@ -80,6 +80,8 @@ class Conversation:
         self._token = b""
         self.outbox = Outbox()
         self.heard_at = self._clock()
+        self.answered = False
+        """Some target was settled here: the server serves us."""
 
     def ask(self, target: Target) -> None:
         self._last_id += 1
@@ -156,6 +158,7 @@ class Conversation:
         read_time = timestamp(change.read_time)
         for target in [target for target in self._touched if target.current]:
             target.commit(read_time)
+            self.answered = True
             self._touched.discard(target)
             self._owed.pop(target, None)
             self._verdicts.on_settled(target)

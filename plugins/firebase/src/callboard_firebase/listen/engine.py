@@ -22,6 +22,7 @@ from callboard.errors import Internal, InvalidArgs, Unavailable
 from callboard_firebase.channel import Lines
 from callboard_firebase.listen.documents import Batch
 from callboard_firebase.listen.options import ListenOptions
+from callboard_firebase.listen.outage import Outage
 from callboard_firebase.listen.stream import Stream
 from callboard_firebase.listen.target import Source, Target
 from callboard_firebase.listen.watch import Watch
@@ -49,6 +50,7 @@ class ListenEngine:
         self._client = client
         self._options = options or ListenOptions()
         self._lines = Lines(client, streams_per_line=self._options.streams_per_connection)
+        self._outage = Outage(self._options.backoff())
         self._streams: dict[Stream, asyncio.Task[None]] = {}
         self._open = False
 
@@ -111,7 +113,7 @@ class ListenEngine:
         for stream in self._streams:
             if len(stream) < self._options.targets_per_stream:
                 return stream
-        stream = Stream(self._client, self._lines.take(), self._options)
+        stream = Stream(self._client, self._lines, self._outage, self._options)
         task = asyncio.create_task(stream.run(), name="firestore-listen-stream")
         task.add_done_callback(lambda task: self._on_stream_done(stream, task))
         self._streams[stream] = task

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from callboard_firebase.listen.backoff import Backoff
+
 
 @dataclass(frozen=True, slots=True)
 class ListenOptions:
@@ -24,7 +26,8 @@ class ListenOptions:
 
     reopens: int = 10
     reopens_window_s: float = 60.0
-    """And never more often than this many times a window, whatever the jitter drew."""
+    """And never more often than this many times a window, whatever the jitter drew; while the server refuses, that is
+    for all streams of the engine together."""
 
     silence_timeout_s: float = 30.0
     """A stream that owes an answer (to an added target, or a snapshot after changes) for longer is mute: reopened."""
@@ -38,3 +41,12 @@ class ListenOptions:
             raise ValueError("a connection carries at least one stream, a stream at least one target")
         if min(self.silence_timeout_s, self.probe_interval_s or 1.0, self.reopens_window_s, self.reopens) <= 0:
             raise ValueError("time-outs and windows are above zero")
+
+    def backoff(self) -> Backoff:
+        """A back-off by these figures."""
+        return Backoff(
+            base_s=self.backoff_base_s,
+            cap_s=self.backoff_cap_s,
+            per_window=self.reopens,
+            window_s=self.reopens_window_s,
+        )

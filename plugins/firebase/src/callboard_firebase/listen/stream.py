@@ -1,15 +1,17 @@
 """One Listen stream: kept open while it has targets, reopened with back-off, judged when it ends.
 
-Ends that are nobody's fault (OK, CANCELLED, UNAVAILABLE, silence …) reconnect. A refusal of the whole service
-(PERMISSION_DENIED, UNAUTHENTICATED with fresh credentials) reaches every watch. Any other failure may be the doing of
-one target that the server cannot digest: the targets it never answered are then asked one at a time, so that the one
-which ends the stream is found and ended alone.
+Ends that are nobody's fault (OK, CANCELLED, UNAVAILABLE, silence …) reconnect, on another connection after silence. A
+refusal of the whole service (PERMISSION_DENIED, UNAUTHENTICATED with fresh credentials) reaches every watch. Any other
+failure, and PERMISSION_DENIED on a stream that was served, may be the doing of one target that the server cannot
+digest: the targets it never answered are then asked one at a time, so that the one which ends the stream is found and
+ended alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +23,11 @@ from google.cloud.firestore import AsyncClient
 from grpc import StatusCode
 
 from callboard.errors import CallError, Internal
-from callboard_firebase.channel import Line
+from callboard_firebase.channel import Lines
 from callboard_firebase.errors import error_for, status_of, translate
-from callboard_firebase.listen.backoff import Backoff
 from callboard_firebase.listen.conversation import Conversation
 from callboard_firebase.listen.options import ListenOptions
+from callboard_firebase.listen.outage import Outage
 from callboard_firebase.listen.target import Target, probe
 
 _log = logging.getLogger("callboard_firebase.listen")
@@ -47,6 +49,10 @@ _BLAMELESS = frozenset(
     {StatusCode.OK, StatusCode.CANCELLED, StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED,
      StatusCode.RESOURCE_EXHAUSTED, StatusCode.ABORTED}
 )  # fmt: skip
+# The server refuses whatever stream it is: they ask again in turn.
+_REFUSALS = frozenset(
+    {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED}
+)
 _UNAUTHENTICATED_ATTEMPTS = 3
 _STRIKES = 5
 _STRIKES_FORGOTTEN_S = 60.0
@@ -56,11 +62,12 @@ _PATIENCE = 3
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """How a connection ended. `suspects`: the targets on it that the server never answered."""
+    """How a connection ended. `answered`: some target was; `suspects`: those that never were, on any connection."""
 
     status: StatusCode
     error: Exception | None
     suspects: list[Target]
+    answered: bool
     left: bool
     """There was nothing more to listen to."""
 
@@ -68,18 +75,16 @@ class _End:
 class Stream:
     """Runs as one task (`run`); targets come and go while it lives."""
 
-    def __init__(self, client: AsyncClient, line: Line, options: ListenOptions) -> None:
+    def __init__(self, client: AsyncClient, lines: Lines, outage: Outage, options: ListenOptions) -> None:
         self._client = client
-        self.line = line
+        self._lines = lines
+        self.line = lines.take()
+        self._outage = outage
         self._options = options
         self._loop = asyncio.get_running_loop()
-        self._backoff = Backoff(
-            base_s=options.backoff_base_s,
-            cap_s=options.backoff_cap_s,
-            per_window=options.reopens,
-            window_s=options.reopens_window_s,
-        )
+        self._backoff = options.backoff()
         self._members: dict[Target, None] = {}
+        self._later: dict[Target, asyncio.TimerHandle] = {}
         self._wanted = asyncio.Event()
         self._conversation: Conversation | None = None
         self._watchdog: asyncio.Timeout | None = None
@@ -116,6 +121,8 @@ class Stream:
         if target not in self._members:
             return
         del self._members[target]
+        if (timer := self._later.pop(target, None)) is not None:
+            timer.cancel()
         if self._conversation is not None and target.id:
             self._conversation.drop(target)
             self._ask_next()
@@ -128,19 +135,32 @@ class Stream:
             self._lose(target, failure)
 
     async def run(self) -> None:
-        while True:
-            await self._wanted.wait()
-            end = await self._converse()
-            if end.left:
-                continue
-            self.last_status = end.status
-            self.reconnects += 1
-            self._judge(end)
-            away = end.status is StatusCode.UNAVAILABLE
-            delay = self._backoff.delay(self._options.unavailable_cap_s if away else None)
-            _log.warning("listen stream ended (%s), %d targets; reopening in %.2f s",
-                         end.status.name, len(self._members), delay)  # fmt: skip
-            await asyncio.sleep(delay)
+        try:
+            while True:
+                if not self._members:
+                    self._outage.resign(self)
+                await self._wanted.wait()
+                end = await self._converse()
+                if not end.left:
+                    await self._recover(end)
+        finally:
+            self._outage.resign(self)
+
+    async def _recover(self, end: _End) -> None:
+        """Draw the conclusions of an end, and wait until the stream may be opened again."""
+        self.last_status = end.status
+        self.reconnects += 1
+        self._judge(end)
+        cap_s = self._options.unavailable_cap_s if end.status is StatusCode.UNAVAILABLE else None
+        not_before = self._loop.time() + self._backoff.delay(cap_s)
+        _log.warning("listen stream ended (%s), %d targets", end.status.name, len(self._members))
+        if self._hung_up is StatusCode.DEADLINE_EXCEEDED:
+            self.line = await self._lines.exchange(self.line)
+        if end.status in _REFUSALS:
+            await self._outage.wait(self, cap_s)
+        else:
+            self._outage.resign(self)
+        await asyncio.sleep(not_before - self._loop.time())
 
     async def _converse(self) -> _End:
         """One connection, from its first request until it ends."""
@@ -177,12 +197,14 @@ class Stream:
             self._conversation = self._watchdog = self._probe = None
             if self._ticks is not None:
                 self._ticks.cancel()
+            while self._later:
+                self._later.popitem()[1].cancel()
             conversation.end()
             if call is not None:
                 call.cancel()
                 # Its last events are still on their way; they would find the loop gone at a shutdown.
                 await call.code()
-        return _End(status, error, suspects, left=self._hung_up is StatusCode.OK)
+        return _End(status, error, suspects, conversation.answered, left=self._hung_up is StatusCode.OK)
 
     # -- judging
 
@@ -192,7 +214,9 @@ class Stream:
         if status is StatusCode.UNAUTHENTICATED and self._unauthenticated < _UNAUTHENTICATED_ATTEMPTS:
             self._unauthenticated += 1
             self._renew_credentials()
-        elif status in (StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED):
+        elif status is StatusCode.UNAUTHENTICATED or (
+            status is StatusCode.PERMISSION_DENIED and not (end.answered and suspects)
+        ):
             self._refuse(end)
         elif status is StatusCode.RESOURCE_EXHAUSTED:
             self._backoff.saturate()
@@ -259,21 +283,29 @@ class Stream:
             conversation.ask(suspect)
 
     def _ask_again(self, target: Target, status: StatusCode) -> None:
-        """The server let a target go, or disagrees about its documents: ask for its whole state."""
+        """The server let a target go, or disagrees about its documents: ask for its whole state. The rest goes on."""
         target.token = b""
         strikes = self._strike(target)
         if strikes > _STRIKES:
             self._lose(target, error_for(status))
-        elif strikes == 1 and self._conversation is not None:
-            self._conversation.ask(target)
+        elif strikes == 1:
+            self._ask_now(target)
         else:
-            # Again within a minute: under the stream's back-off, or this would spin as fast as the server answers.
-            self._hang_up(status)
+            # Again within a minute: after a delay of its own, or this would spin as fast as the server answers.
+            ceiling_s = min(self._options.backoff_cap_s, self._options.backoff_base_s * 2.0 ** (strikes - 1))
+            delay_s = random.uniform(0, ceiling_s)  # noqa: S311 - spreads load, guards nothing
+            self._later[target] = self._loop.call_later(delay_s, self._ask_now, target)
+
+    def _ask_now(self, target: Target) -> None:
+        self._later.pop(target, None)
+        if self._conversation is not None:
+            self._conversation.ask(target)
 
     # -- Verdicts
 
     def on_settled(self, target: Target) -> None:
         self._backoff.reset()
+        self._outage.answered(self)
         self._unauthenticated = 0
         if target is self._probe:
             self._probe = None

@@ -46,7 +46,7 @@ class Target:
         self.proven = False
         """The server has answered it once: it is not what breaks the stream."""
         self.settled = False
-        """It took part in a snapshot of this connection."""
+        """It took part in a snapshot of this connection, and was not reset since."""
         self.current = False
         self.strikes = 0
         self.struck_at = 0.0
@@ -62,13 +62,13 @@ class Target:
     def begin(self, target_id: int) -> None:
         """It is about to be asked on a connection under this number."""
         self.id = target_id
-        self.settled = False
         self.reset()
         self._fresh = not self.token
 
     def reset(self) -> None:
         """The server sends the whole state anew: what it does not name is gone."""
-        self.current = False
+        # Not settled, so the stream's token is not for it: a snapshot of the others says nothing of this state.
+        self.settled = self.current = False
         self._fresh = True
         self._pending = {}
         self._next_token = b""
