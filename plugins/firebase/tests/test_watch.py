@@ -73,7 +73,7 @@ async def test_pending_changes_are_bounded_by_the_documents() -> None:
     await take(watch)
     for version in range(1, 1_000):
         update(watch, a=version)
-    assert len(watch._seen) == 1
+    assert len(watch._seen or ()) == 1
 
 
 async def test_a_waiting_reader_is_woken() -> None:

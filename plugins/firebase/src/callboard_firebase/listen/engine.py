@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -28,6 +28,30 @@ from callboard_firebase.listen.target import Source, Target
 from callboard_firebase.listen.watch import Watch
 
 _log = logging.getLogger("callboard_firebase.listen")
+
+
+class _Watching(AbstractAsyncContextManager[AsyncIterator[Batch]]):
+    """One watch while its block runs. A generator would keep its frame, and the source, for each of thousands."""
+
+    __slots__ = ("_engine", "_stream", "_target")
+
+    def __init__(self, engine: ListenEngine, target: Target) -> None:
+        self._engine = engine
+        self._target = target
+        self._stream: Stream | None = None
+
+    async def __aenter__(self) -> AsyncIterator[Batch]:
+        self._stream = self._engine.add(self._target)
+        return self._target.watch
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._stream is not None:
+            self._stream.remove(self._target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,27 +96,25 @@ class ListenEngine:
         await asyncio.gather(*streams.values(), return_exceptions=True)
         await self._lines.close()
 
-    @asynccontextmanager
-    async def watch(self, source: Source) -> AsyncIterator[AsyncIterator[Batch]]:
+    def watch(self, source: Source) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
         """Listen to a query, a collection or a document while the block runs; yields the iterator of its batches.
 
         The first batch holds the whole result, later ones what changed; nothing comes twice, across reconnects too.
         Iteration raises what ended this watch: PermissionDenied, InvalidArgs, NotFound …, or Unavailable when the
         engine closes. Anything passing is healed beneath it. InvalidArgs: the source cannot be listened to.
         """
-        if not self._open:
-            raise Unavailable("The service is closing its listeners.")
-        watch = Watch()
         try:
-            target = Target.of(source, watch)
+            return _Watching(self, Target.of(source, Watch()))
         except ValueError as error:
             raise InvalidArgs("This query cannot be listened to.") from error
+
+    def add(self, target: Target) -> Stream:
+        """Listen to a target, on a stream that has room. Unavailable: the engine is not open."""
+        if not self._open:
+            raise Unavailable("The service is closing its listeners.")
         stream = self._stream_with_room()
         stream.add(target)
-        try:
-            yield watch
-        finally:
-            stream.remove(target)
+        return stream
 
     def stats(self) -> ListenStats:
         streams = list(self._streams)

@@ -37,7 +37,7 @@ class Target:
                  "struck_at", "token", "watch")  # fmt: skip
 
     def __init__(self, wire: Any, watch: Watch) -> None:
-        self._wire = wire
+        self._wire: bytes = wire.SerializeToString()  # a message costs a kilobyte more
         self.watch = watch
         self.id = 0
         """Its number on the present connection; 0 when it is not asked."""
@@ -52,7 +52,7 @@ class Target:
         self.struck_at = 0.0
         self._next_token = b""
         self._fresh = True
-        self._pending: dict[str, Document | None] = {}
+        self._pending: dict[str, Document | None] | None = None
 
     @classmethod
     def of(cls, source: Source, watch: Watch) -> Target:
@@ -70,7 +70,7 @@ class Target:
         # Not settled, so the stream's token is not for it: a snapshot of the others says nothing of this state.
         self.settled = self.current = False
         self._fresh = True
-        self._pending = {}
+        self._pending = None
         self._next_token = b""
 
     def end(self, token: bytes) -> None:
@@ -86,25 +86,29 @@ class Target:
     def change(self, path: str, update_time: datetime, decode: Callable[[], Document]) -> None:
         """A document matches, in this version. One that is known in it already is neither decoded nor reported."""
         known = self.watch.documents.get(path)
-        self._pending[path] = known if known is not None and known.update_time == update_time else decode()
+        self._note(path, known if known is not None and known.update_time == update_time else decode())
 
     def remove(self, path: str) -> None:
         """A document does not match, or no longer."""
-        self._pending[path] = None
+        self._note(path, None)
+
+    def _note(self, path: str, document: Document | None) -> None:
+        if self._pending is None:
+            self._pending = {}
+        self._pending[path] = document
 
     def count(self) -> int:
         """How many documents match, by all that was said so far."""
+        pending = self._pending or {}
         if self._fresh:
-            return sum(document is not None for document in self._pending.values())
+            return sum(document is not None for document in pending.values())
         known = self.watch.documents
-        return len(known) + sum(
-            (document is not None) - (path in known) for path, document in self._pending.items()
-        )  # fmt: skip
+        return len(known) + sum((document is not None) - (path in known) for path, document in pending.items())
 
     def commit(self, read_time: datetime) -> None:
         """The stream is consistent and the target CURRENT: what is pending becomes the watch's state."""
         known = self.watch.documents
-        pending = self._pending
+        pending = self._pending or {}
         named = known.keys() | pending.keys() if self._fresh else pending.keys()
         touched = [path for path in named if known.get(path) is not pending.get(path)]
         if touched:
@@ -119,14 +123,14 @@ class Target:
             self.watch.update(known, (), read_time)
         self.token = self._next_token or self.token
         self._next_token = b""
-        self._pending = {}
+        self._pending = None
         self._fresh = False
         self.settled = self.proven = True
 
     def add_request(self, database: str) -> ListenRequest:
         wire = _WireRequest()
         wire.database = database
-        wire.add_target.CopyFrom(self._wire)
+        wire.add_target.MergeFromString(self._wire)
         wire.add_target.target_id = self.id
         if self.token:
             wire.add_target.resume_token = self.token

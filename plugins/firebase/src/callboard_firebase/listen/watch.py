@@ -11,6 +11,8 @@ from types import MappingProxyType
 from callboard.errors import CallError
 from callboard_firebase.listen.documents import Batch, Change, Document
 
+_NOTHING: Mapping[str, Document] = MappingProxyType({})
+
 
 class Watch(AsyncIterator[Batch]):
     """Yields batches to one task. Nothing is queued: a consumer that is slow finds the latest state of each document.
@@ -22,8 +24,8 @@ class Watch(AsyncIterator[Batch]):
     __slots__ = ("_delivered", "_failure", "_read_time", "_seen", "_waiter", "documents")
 
     def __init__(self) -> None:
-        self.documents: Mapping[str, Document] = MappingProxyType({})
-        self._seen: dict[str, Document | None] = {}
+        self.documents: Mapping[str, Document] = _NOTHING
+        self._seen: dict[str, Document | None] | None = None  # an empty dict each would be a tenth of an idle watch
         self._read_time: datetime | None = None
         self._delivered = False
         self._failure: CallError | None = None
@@ -34,6 +36,8 @@ class Watch(AsyncIterator[Batch]):
         before = self.documents
         if self._delivered:
             for path in touched:
+                if self._seen is None:
+                    self._seen = {}
                 self._seen.setdefault(path, before.get(path))
         self.documents = documents
         self._read_time = read_time
@@ -71,10 +75,10 @@ class Watch(AsyncIterator[Batch]):
             self._delivered = True
             added = tuple(Change("added", document) for document in self.documents.values())
             return Batch(True, added, self.documents, self._read_time)
+        seen, self._seen = self._seen or {}, None
         changes = tuple(
-            change for path, before in self._seen.items() if (change := _change(before, self.documents.get(path)))
+            change for path, before in seen.items() if (change := _change(before, self.documents.get(path)))
         )
-        self._seen.clear()
         return Batch(False, changes, self.documents, self._read_time) if changes else None
 
     def _wake(self) -> None:
