@@ -2,7 +2,7 @@
 
 from callboard_firebase.errors import translate, translated
 from callboard_firebase.firebase import Firebase
-from callboard_firebase.listen import Batch, Change, Document, ListenEngine, ListenOptions, ListenStats
+from callboard_firebase.listen import BURST, Batch, Change, Document, ListenEngine, ListenOptions, ListenStats, Pace
 from callboard_firebase.paths import collection_path, document_path, join, segment
 from callboard_firebase.reads import Read, find, get_document, get_documents, run_query
 from callboard_firebase.realtime import (
@@ -19,6 +19,7 @@ from callboard_firebase.sizes import json_size, shorten
 from callboard_firebase.values import fields_from_wire, from_wire, to_wire
 
 __all__ = [
+    "BURST",
     "Batch",
     "Change",
     "ChildChange",
@@ -28,9 +29,7 @@ __all__ = [
     "ListenEngine",
     "ListenOptions",
     "ListenStats",
-    "NodeBatch",
-    "NodeWatch",
-    "Query",
+    "Pace",
     "Read",
     "RealtimeDatabase",
     "RealtimeOptions",

@@ -1,7 +1,8 @@
 """The listener behind `notif.sync`, `notif.add`, `notif.update` and `notif.remove`.
 
 It watches the unread notifications of one online user. A notification that becomes read, is deleted, or moves to a
-company the user may not see, is a `notif.remove`.
+company the user may not see, is a `notif.remove`. A burst (more than `BURST` changes at once) is told by one
+`notif.sync` instead.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ from datetime import datetime
 from typing import Any
 
 from callboard import Event, Listener, User, event_id, listener
-from callboard.messages import utc_now
-from callboard_firebase import Batch, Change, run_query
-from callboard_firebase.items import SYNC_LIMIT, fitting
-from callboard_firebase_management.items import Newest, company_of, notification_item, wire_time
+from callboard.messages import encode, utc_now
+from callboard_firebase import BURST, Batch, Change, Pace, run_query
+from callboard_firebase_management.items import Item, Newest, company_of, notification_item, wire_time
 from callboard_firebase_management.notifications import unread
 from callboard_firebase_management.store import FirestoreService
 
@@ -44,18 +44,23 @@ class NotificationListener(Listener[FirestoreService]):
         return [_sync(user, newest, read_time)]
 
     async def changes(self, user: User) -> AsyncIterator[Event]:
-        """`notif.sync`, then deltas, until it is closed. Raises what ended the watch."""
+        """`notif.sync`, then deltas, or a sync for a burst of them, until it is closed. Raises what ended the watch."""
         query = unread(self.service.notifications(user.uid))
+        pace = Pace()
         async with self.service.firebase.listen.watch(query) as batches:
             async for batch in batches:
-                if batch.initial:
-                    yield self._first(user, batch)
-                else:
-                    for change in batch.changes:
-                        if (delta := self._delta(user, change, batch.read_time)) is not None:
-                            yield delta
+                for event in self._events(user, batch):
+                    yield event
+                if not batch.initial:
+                    await pace.told(len(batch.changes))
 
-    def _first(self, user: User, batch: Batch) -> Event:
+    def _events(self, user: User, batch: Batch) -> list[Event]:
+        if batch.initial:
+            return [self._whole(user, batch)]
+        deltas = [delta for change in batch.changes if (delta := self._delta(user, change, batch.read_time))]
+        return deltas if len(deltas) <= BURST else [self._whole(user, batch)]
+
+    def _whole(self, user: User, batch: Batch) -> Event:
         newest = Newest(SYNC_LIMIT, user)
         self._shown.clear()
         for document in batch.documents.values():

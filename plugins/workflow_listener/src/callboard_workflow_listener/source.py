@@ -10,7 +10,7 @@ from datetime import datetime
 from google.cloud.firestore import AsyncCollectionReference, AsyncDocumentReference
 
 from callboard import DeadlineExceeded, Event
-from callboard_firebase import Batch, Document, Firebase, Read, get_documents, join, run_query
+from callboard_firebase import Batch, Document, Firebase, Pace, Read, get_documents, join, run_query
 from callboard_workflow_listener.job import STEPS
 from callboard_workflow_listener.tracker import Part, most_recent, sync_event
 
@@ -27,6 +27,7 @@ class Source:
         self._firebase = firebase
 
     def watch_collection(self, uid: str) -> AsyncGenerator[Batch, None]:
+        """The batches of all jobs; during a burst, gathered."""
         return self._watch(self._collection(uid))
 
     def watch_document(self, uid: str, job_id: str, part: Part) -> AsyncGenerator[Batch, None]:
@@ -55,9 +56,12 @@ class Source:
         ]
 
     async def _watch(self, source: AsyncCollectionReference | AsyncDocumentReference) -> AsyncGenerator[Batch, None]:
+        pace = Pace()
         async with self._firebase.listen.watch(source) as batches:
             async for batch in batches:
                 yield batch
+                if not batch.initial:
+                    await pace.told(len(batch.changes))
 
     def _collection(self, uid: str) -> AsyncCollectionReference:
         return self._firebase.client.collection(join("clients", uid, "task_manager"))

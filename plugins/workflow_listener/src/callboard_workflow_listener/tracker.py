@@ -1,7 +1,8 @@
 """What one user's workflow events are computed from: the jobs' documents and the values last told.
 
-A job is told as a whole (`workflow.sync`) the first time it is seen, and when it comes into being or goes; after that
-only what changed is. The tracker lives in the listener, so it goes when the user does.
+A job is told as a whole (`workflow.sync`) the first time it is seen, when it comes into being or goes, and when it
+changes together with many others: one event for each then. Else only what changed is told. The tracker lives in the
+listener, so it goes when the user does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from heapq import nlargest
 from typing import Any, Literal
 
 from callboard import Event, event_id
-from callboard_firebase import Batch, Document
+from callboard_firebase import BURST, Batch, Document
 from callboard_workflow_listener.job import STEPS, Job, differences, read_job
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -81,12 +82,13 @@ class Tracker:
         ]
 
     def take_collection(self, batch: Batch) -> list[Event]:
-        """The events of a batch of the whole collection."""
+        """The events of a batch of the whole collection. In a burst, at most one for each job."""
+        burst = len(batch.changes) > BURST
         present = [change.document for change in batch.changes if change.kind != "removed"]
         removed = [change.document for change in batch.changes if change.kind == "removed"]
         events = []
         for document in most_recent(present) if batch.initial else present:
-            events += self._take(document.id, {"job": document, "older": None}, batch.read_time)
+            events += self._take(document.id, {"job": document, "older": None}, batch.read_time, whole=burst)
         for document in removed:
             if document.id in self._jobs:
                 events += self._take(document.id, {"job": None, "older": None}, batch.read_time)
@@ -97,7 +99,9 @@ class Tracker:
         """The events of a batch of one of a watched job's two documents; there are none until both are known."""
         return self._take(job_id, {part: next(iter(batch.documents.values()), None)}, batch.read_time)
 
-    def _take(self, job_id: str, parts: dict[Part, Document | None], read_time: datetime) -> list[Event]:
+    def _take(
+        self, job_id: str, parts: dict[Part, Document | None], read_time: datetime, *, whole: bool = False
+    ) -> list[Event]:
         tracked = self._jobs.setdefault(job_id, _Tracked())
         before = dict(tracked.documents)
         tracked.take(parts, read_time)
@@ -106,7 +110,7 @@ class Tracker:
         job, older = tracked.documents["job"], tracked.documents["older"]
         told, tracked.told = tracked.told, read_job(_data(job), _data(older))
         existed, tracked.existed = tracked.existed, bool(job or older)
-        if told is None or existed != tracked.existed:
+        if told is None or existed != tracked.existed or (whole and told != tracked.told):
             return [tracked.sync(self.uid, job_id)]
         events = []
         for part, document in parts.items():
