@@ -84,11 +84,3 @@ async def compare() -> list[dict[str, Any]]:
         rows += [await measure(name, users) for users in COUNTS]
         rows.append(await measure(name, COUNTS[-1], writes=6_000, rate=200))
     return rows
-
-
-def report(rows: list[dict[str, Any]]) -> str:
-    """A row a measurement."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |"
-              for row in rows]  # fmt: skip
-    return "\n".join(lines)

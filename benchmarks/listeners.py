@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 import time
 from collections import Counter
 from typing import Any
@@ -169,23 +168,3 @@ async def compare() -> list[Row]:
     full = await measure(documents=True)
     full["contender"] = "engine, a document each"
     return [empty, full, await measure_on_snapshot()]
-
-
-def report(rows: list[Row]) -> str:
-    """A column a contender."""
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "contender"]
-    lines = ["| | " + " | ".join(row["contender"] for row in rows) + " |", "|---|" + "---|" * len(rows)]
-    lines += [f"| {name} | " + " | ".join(_cell(row.get(name, "")) for row in rows) + " |" for name in names]
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "no answer in 5 s"
-    if isinstance(value, list):
-        return " / ".join(_cell(one) for one in value)
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-if __name__ == "__main__":
-    print(report([asyncio.run(measure(int(sys.argv[1])))]))
