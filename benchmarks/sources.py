@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +50,7 @@ class Source(Protocol):
     async def read(self, uid: str) -> dict[str, int]:
         """What is stored for a user: `n` by key."""
 
-    def told(self, events: dict[str, Any]) -> tuple[bool, dict[str, tuple[int, float]]]:
+    def told(self, event: dict[str, Any]) -> tuple[bool, dict[str, tuple[int, float]]]:
         """From an event: whether it is a sync, and by key `n` and the time (monotonic) at which it was written."""
 
 
@@ -110,7 +110,7 @@ class Firestore:
         return self._client.collection(f"clients/{uid}/notifications")
 
 
-SOURCES: dict[str, type[Firestore]] = {"firestore": Firestore}
+SOURCES: dict[str, Callable[[Path | None], Source]] = {"firestore": Firestore}
 
 
 @asynccontextmanager

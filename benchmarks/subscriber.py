@@ -19,7 +19,7 @@ class Subscriber:
     """The deltas on all users' channels: which writes, how often, how long after they were sent."""
 
     def __init__(self, source: str) -> None:
-        self._told = SOURCES[source]().told
+        self._told = SOURCES[source](None).told
         self._times: list[float] = []
         self._heard: Counter[int] = Counter()
 

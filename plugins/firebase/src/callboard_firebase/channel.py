@@ -26,6 +26,8 @@ _REDIAL = [
 _KEEPALIVE = [("grpc.keepalive_timeout_ms", 10_000)]
 # Channels with equal options share one connection, unless each keeps its own.
 _ALONE = [("grpc.use_local_subchannel_pool", 1)]
+_TO_GOOGLE = [*_DEFAULT_CHANNEL_OPTIONS, *_KEEPALIVE, *_REDIAL, *_ALONE]
+_TO_EMULATOR = [*_GRPC_MSG_SIZE_OPTIONS, *_REDIAL, *_ALONE]
 
 
 async def connect(client: AsyncClient, emulator_host: str | None) -> None:
@@ -105,13 +107,10 @@ class Lines:
 
 async def _open_api(client: AsyncClient) -> FirestoreAsyncClient:
     if client._emulator_host is not None:
-        options = [*_GRPC_MSG_SIZE_OPTIONS, *_REDIAL, *_ALONE]
-        channel = grpc.aio.insecure_channel(client._emulator_host, options=options)
+        channel = grpc.aio.insecure_channel(client._emulator_host, options=_TO_EMULATOR)
     else:
         channel = FirestoreGrpcAsyncIOTransport.create_channel(
-            client._target,
-            credentials=client._credentials,
-            options=[*_DEFAULT_CHANNEL_OPTIONS, *_KEEPALIVE, *_REDIAL, *_ALONE],
+            client._target, credentials=client._credentials, options=_TO_GOOGLE
         )
     transport = FirestoreGrpcAsyncIOTransport(host=client._target, channel=channel)
     # The constructor looks for certificates on the disk; the channel belongs to this loop.
