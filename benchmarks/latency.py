@@ -1,7 +1,8 @@
 """From a write at the source to the event on Redis, with 1, 1,000 and 10,000 listeners in one service.
 
 The service, the source's server, Valkey, the subscriber and the writer are a process each; the writes go to users
-drawn at random, evenly over time. A user is one listener.
+drawn at random, evenly over time. A user is one listener. The service is `callboard serve` with all that it does
+besides (presence, leases, sockets), or the parts alone that an event goes through.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from benchmarks.processes import Cost, Peer, peer, percentile
@@ -21,7 +24,10 @@ _SETTLE_S = 6.0
 """After the last listener came: presence is mirrored, leases are renewed for the first time."""
 
 
-async def measure(name: str, users: int, *, writes: int = 1_200, rate: float = 40) -> dict[str, Any]:
+async def measure(
+    name: str, users: int, *, whole: bool = True, writes: int = 1_200, rate: float = 40
+) -> dict[str, Any]:
+    """`whole`: the service; else its parts."""
     with ValkeyServer() as valkey:
         async with source(name) as written:
             environ = {
@@ -30,27 +36,26 @@ async def measure(name: str, users: int, *, writes: int = 1_200, rate: float = 4
                 "LISTENERS_REDIS_PORT": str(valkey.port),
                 "LISTENERS_TTL_SECONDS": "3600",
             }
-            async with serving(environ) as service, peer("benchmarks.subscriber", str(valkey.port), name) as heard:
-                began = time.monotonic()
-                await service.enter(f"u{number}" for number in range(users))
-                await service.listening(users * written.listeners)
+            began = time.monotonic()
+            listening = _service(environ, users, written.listeners) if whole else _parts(environ, name, users)
+            async with listening as pid, peer("benchmarks.subscriber", str(valkey.port), name) as heard:
                 attached_s = time.monotonic() - began
                 await asyncio.sleep(_SETTLE_S)
-                await _write(
-                    written, heard, users, max(rate, 1), 20, first=-20
-                )  # connections are dialled, code is warm
+                # Connections are dialled and code is warm before it counts.
+                await _write(written, heard, users, rate, 20, first=-20)
                 await heard.ask("report")
-                pids = {"service": service.pid, "source": written.server.pid, "Valkey": valkey.pid}
+                pids = {"listening": pid, "source": written.server.pid, "Valkey": valkey.pid}
                 before = {process: Cost.of(pid) for process, pid in pids.items()}
                 began = time.monotonic()
                 await _write(written, heard, users, rate, writes)
                 took_s = time.monotonic() - began
-                cpu = {p: (Cost.of(pid).cpu_s - before[p].cpu_s) / took_s * 100 for p, pid in pids.items()}
+                cpu = [(Cost.of(pid).cpu_s - before[process].cpu_s) / took_s * 100 for process, pid in pids.items()]
                 report = await heard.ask("report")
-                rss = service.cost.rss
+                rss = Cost.of(pid).rss
     counts = dict(report["heard"])
     return {
         "source": written.name,
+        "in": "the service" if whole else "its parts",
         "listeners": users * written.listeners,
         "writes/s": rate,
         "p50 ms": percentile(report["ms"], 0.5),
@@ -58,10 +63,26 @@ async def measure(name: str, users: int, *, writes: int = 1_200, rate: float = 4
         "max ms": max(report["ms"]),
         "lost": writes - len(counts),
         "doubled": sum(counts.values()) - len(counts),
-        "CPU % service / source / Valkey": " / ".join(f"{percent:.0f}" for percent in cpu.values()),
+        "CPU %: listening / source / Valkey": cpu,
         "attached in s": attached_s,
-        "service MiB": rss / 2**20,
+        "MiB": rss / 2**20,
     }
+
+
+@asynccontextmanager
+async def _service(environ: Mapping[str, str], users: int, listeners: int) -> AsyncIterator[int]:
+    """`callboard serve` with so many users online and listened to: its process id."""
+    async with serving(environ) as service:
+        await service.enter(f"u{number}" for number in range(users))
+        await service.listening(users * listeners)
+        yield service.pid
+
+
+@asynccontextmanager
+async def _parts(environ: Mapping[str, str], name: str, users: int) -> AsyncIterator[int]:
+    async with peer("benchmarks.assembly", name, environ=environ) as assembly:
+        await assembly.ask("enter", count=users)
+        yield assembly.pid
 
 
 async def _write(written: Source, heard: Peer, users: int, rate: float, writes: int, first: int = 0) -> None:
@@ -81,6 +102,7 @@ async def compare() -> list[dict[str, Any]]:
     """Every source, with every number of listeners; and the most of them at five times the rate."""
     rows = []
     for name in SOURCES:
-        rows += [await measure(name, users) for users in COUNTS]
-        rows.append(await measure(name, COUNTS[-1], writes=6_000, rate=200))
+        for whole in (False, True):
+            rows += [await measure(name, users, whole=whole) for users in COUNTS]
+        rows.append(await measure(name, COUNTS[-1], whole=False, writes=6_000, rate=200))
     return rows

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +59,11 @@ class Peer:
 
 
 @asynccontextmanager
-async def peer(module: str, *arguments: str) -> AsyncIterator[Peer]:
+async def peer(module: str, *arguments: str, environ: Mapping[str, str] | None = None) -> AsyncIterator[Peer]:
     """`python -m module arguments` for the length of the block; killed at its end, whatever it does."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", module, *arguments,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=_MAX_LINE_BYTES,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=_MAX_LINE_BYTES, env={**os.environ, **(environ or {})},
     )  # fmt: skip
     try:
         yield Peer(process)
