@@ -102,7 +102,11 @@ async def compare() -> list[dict[str, Any]]:
     """Every source, with every number of listeners; and the most of them at five times the rate."""
     rows = []
     for name in SOURCES:
-        for whole in (False, True):
-            rows += [await measure(name, users, whole=whole) for users in COUNTS]
+        rows += [await measure(name, users, whole=False) for users in COUNTS]
         rows.append(await measure(name, COUNTS[-1], whole=False, writes=6_000, rate=200))
+        for users in COUNTS:
+            try:
+                rows.append(await measure(name, users))
+            except RuntimeError as error:  # a machine that is too busy for so many leases
+                rows.append({"source": name, "in": "the service", "listeners": users, "": str(error)})
     return rows

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -50,9 +51,12 @@ class Service:
             for _ in range(_AT_A_TIME):
                 tasks.create_task(register())
 
-    async def listening(self, count: int) -> None:
-        """Wait until so many listeners are well."""
-        while (await self._client.get("/healthz")).json()["listeners_count"] < count:
+    async def listening(self, count: int, within_s: float = 240) -> None:
+        """Wait until so many listeners are well; RuntimeError when they never are, all at once."""
+        until = time.monotonic() + within_s
+        while (active := (await self._client.get("/healthz")).json()["listeners_count"]) < count:
+            if time.monotonic() > until:
+                raise RuntimeError(f"{active} of {count} listeners are well after {within_s:.0f} s")
             await asyncio.sleep(0.2)
 
 

@@ -9,8 +9,9 @@ Row = Mapping[str, Any]
 
 
 def across(rows: Sequence[Row]) -> str:
-    """A line a row, under the names of the first."""
-    return _table(list(rows[0]), [list(row.values()) for row in rows])
+    """A line a row; a figure that it lacks is left empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return _table(names, [[row.get(name, "") for name in names] for row in rows])
 
 
 def down(rows: Sequence[Row], title: str) -> str:
