@@ -53,18 +53,23 @@ async def test_states_between_two_looks_are_one_batch() -> None:
     update(watch, kept=1, changed=3, back=2, new=1)
     batch = await take(watch)
     assert summary(batch) == [("added", "new", 1), ("modified", "back", 2), ("modified", "changed", 3),
-                              ("removed", "gone", 1)]  # fmt: skip
+                              ("removed", "gone", 1), ("removed", "passing", 1)]  # fmt: skip
     assert dict(batch.documents) == state(kept=1, changed=3, back=2, new=1)
 
 
-async def test_what_ends_where_it_began_is_no_batch() -> None:
+async def test_what_came_and_went_unseen_is_told_to_have_gone() -> None:
+    """Somebody else may have read it meanwhile, and waits for us to say that it went."""
     watch = Watch()
     update(watch, a=1)
     await take(watch)
     update(watch, a=1, passing=1)
+    update(watch, a=1, passing=2)
     update(watch, a=1)
-    update(watch, a=2)
-    assert summary(await take(watch)) == [("modified", "a", 2)]
+    assert summary(await take(watch)) == [("removed", "passing", 2)]
+    update(watch, a=1, passing=3)
+    update(watch, a=1)
+    update(watch, a=1, passing=4)
+    assert summary(await take(watch)) == [("added", "passing", 4)]
 
 
 async def test_pending_changes_are_bounded_by_the_documents() -> None:

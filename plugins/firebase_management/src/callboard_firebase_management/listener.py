@@ -76,7 +76,8 @@ class NotificationListener(Listener[FirestoreService]):
             self._shown.add(document.id)
             kind = "notif.update" if was_shown else "notif.add"
             payload = {**notification_item(document.id, document.data, document.update_time)}
-        elif was_shown:
+        elif was_shown or (change.kind == "removed" and user.may_see(company_of(document.data))):
+            # Also one that came and went untold: a consumer that joined meanwhile has it in its own sync.
             self._shown.discard(document.id)
             kind, payload = "notif.remove", {"doc_id": document.id}
         else:

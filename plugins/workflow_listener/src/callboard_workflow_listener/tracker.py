@@ -93,6 +93,10 @@ class Tracker:
             if document.id in self._jobs:
                 events += self._take(document.id, {"job": None, "older": None}, batch.read_time)
                 self.forget(document.id)
+            else:
+                # It came and went untold: a consumer that joined meanwhile has it in its own sync.
+                as_of, gone = batch.read_time, [document]
+                events.append(sync_event(self.uid, document.id, None, None, as_of=as_of, gone=gone))
         return events
 
     def take_document(self, job_id: str, part: Part, batch: Batch) -> list[Event]:

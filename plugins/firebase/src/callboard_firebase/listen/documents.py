@@ -30,7 +30,8 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One document that came, changed or went. For `removed`, the document as this watch last yielded it."""
+    """One document that came, changed or went. For `removed`, the document as this watch last yielded it; one that came
+    and went between two batches is `removed` without having been `added`, for those who read it elsewhere meanwhile."""
 
     kind: Literal["added", "modified", "removed"]
     document: Document

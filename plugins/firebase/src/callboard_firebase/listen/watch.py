@@ -17,15 +17,17 @@ _NOTHING: Mapping[str, Document] = MappingProxyType({})
 class Watch(AsyncIterator[Batch]):
     """Yields batches to one task. Nothing is queued: a consumer that is slow finds the latest state of each document.
 
-    What is pending is, per document, the state the consumer last saw; its size is bounded by the result set's.
+    What is pending is, per document, the state the consumer last saw, and what came and went unseen.
     Iteration raises the CallError that ended the watch, once every batch before it is taken.
     """
 
-    __slots__ = ("_delivered", "_failure", "_read_time", "_seen", "_waiter", "documents")
+    __slots__ = ("_delivered", "_failure", "_gone", "_read_time", "_seen", "_waiter", "documents")
 
     def __init__(self) -> None:
         self.documents: Mapping[str, Document] = _NOTHING
         self._seen: dict[str, Document | None] | None = None  # an empty dict each would be a tenth of an idle watch
+        self._gone: dict[str, Document] | None = None
+        """What came and went unseen: others may have read it meanwhile, so its end is told."""
         self._read_time: datetime | None = None
         self._delivered = False
         self._failure: CallError | None = None
@@ -39,6 +41,10 @@ class Watch(AsyncIterator[Batch]):
                 if self._seen is None:
                     self._seen = {}
                 self._seen.setdefault(path, before.get(path))
+                if path not in documents and path in before and self._seen[path] is None:
+                    if self._gone is None:
+                        self._gone = {}
+                    self._gone[path] = before[path]
         self.documents = documents
         self._read_time = read_time
         if self._seen or not self._delivered:
@@ -76,8 +82,11 @@ class Watch(AsyncIterator[Batch]):
             added = tuple(Change("added", document) for document in self.documents.values())
             return Batch(True, added, self.documents, self._read_time)
         seen, self._seen = self._seen or {}, None
+        gone, self._gone = self._gone or {}, None
         changes = tuple(
-            change for path, before in seen.items() if (change := _change(before, self.documents.get(path)))
+            change
+            for path, before in seen.items()
+            if (change := _change(before, self.documents.get(path), gone.get(path)))
         )
         return Batch(False, changes, self.documents, self._read_time) if changes else None
 
@@ -86,9 +95,10 @@ class Watch(AsyncIterator[Batch]):
             self._waiter.set_result(None)
 
 
-def _change(before: Document | None, after: Document | None) -> Change | None:
+def _change(before: Document | None, after: Document | None, gone: Document | None) -> Change | None:
     if after is None:
-        return None if before is None else Change("removed", before)
+        last = before or gone
+        return None if last is None else Change("removed", last)
     if before is None:
         return Change("added", after)
     return None if before.update_time == after.update_time else Change("modified", after)
