@@ -78,7 +78,7 @@ async def test_pending_changes_are_bounded_by_the_documents() -> None:
     await take(watch)
     for version in range(1, 1_000):
         update(watch, a=version)
-    assert len(watch._seen or ()) == 1
+    assert len(watch._unseen or ()) == 1
 
 
 async def test_a_waiting_reader_is_woken() -> None:
@@ -108,3 +108,15 @@ async def test_a_cancelled_reader_loses_nothing() -> None:
             await anext(watch)
     update(watch, a=1)
     assert (await take(watch)).initial
+
+
+async def test_what_changed_in_several_steps_says_so() -> None:
+    watch = Watch()
+    update(watch, a=1, b=1)
+    await take(watch)
+    update(watch, a=2, b=2)
+    assert [change.several for change in (await take(watch)).changes] == [False, False]
+    for changed, documents in (("a", state(a=3, b=2)), ("a", state(a=4, b=2)), ("b", state(a=4, b=3))):
+        watch.update(documents, [path for path in documents if path.endswith(changed)], NOW)
+    changes = {change.document.id: change.several for change in (await take(watch)).changes}
+    assert changes == {"a": True, "b": False}

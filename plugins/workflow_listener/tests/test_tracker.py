@@ -63,6 +63,17 @@ def test_a_change_is_told_with_the_changed_fields_alone() -> None:
     assert {event.timestamp for event in events} == {"2025-09-20T12:00:02.000Z"}
 
 
+def test_a_job_that_changed_in_several_steps_is_told_as_a_whole() -> None:
+    """A value may have changed and changed back: nothing differs, but who read it between has the other one."""
+    for several, events in ((False, []), (True, [sync_of("a", {"currency": "EUR"}, {})])):
+        tracker = Tracker("u")
+        tracker.take_collection(initial(1, job("a", 1, {"currency": "EUR"})))
+        again = job("a", 3, {"currency": "EUR"})
+        batch = Batch(False, (Change("modified", again, several),), {again.path: again}, at(3))
+        assert told(tracker.take_collection(batch)) == events
+        assert told(tracker.take_document("a", "job", batch)) == events
+
+
 def test_what_is_gone_is_told_as_null() -> None:
     tracker = Tracker("u")
     tracker.take_collection(initial(1, job("a", 1, {"currency": "EUR", "sender": "Acme"}, {"extract": 1})))

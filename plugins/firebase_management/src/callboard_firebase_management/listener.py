@@ -13,9 +13,10 @@ from datetime import datetime
 from typing import Any
 
 from callboard import Event, Listener, User, event_id, listener
-from callboard.messages import encode, utc_now
+from callboard.messages import utc_now
 from callboard_firebase import BURST, Batch, Change, Pace, run_query
-from callboard_firebase_management.items import Item, Newest, company_of, notification_item, wire_time
+from callboard_firebase.items import SYNC_LIMIT, company_of, fitting, wire_time
+from callboard_firebase_management.items import Newest, notification_item
 from callboard_firebase_management.notifications import unread
 from callboard_firebase_management.store import FirestoreService
 
@@ -76,8 +77,8 @@ class NotificationListener(Listener[FirestoreService]):
             self._shown.add(document.id)
             kind = "notif.update" if was_shown else "notif.add"
             payload = {**notification_item(document.id, document.data, document.update_time)}
-        elif was_shown or (change.kind == "removed" and user.may_see(company_of(document.data))):
-            # Also one that came and went untold: a consumer that joined meanwhile has it in its own sync.
+        elif was_shown or change.several:
+            # Also one that came into sight and left it untold: a consumer that joined meanwhile has it in its own sync.
             self._shown.discard(document.id)
             kind, payload = "notif.remove", {"doc_id": document.id}
         else:

@@ -1,8 +1,8 @@
 """What one user's workflow events are computed from: the jobs' documents and the values last told.
 
-A job is told as a whole (`workflow.sync`) the first time it is seen, when it comes into being or goes, and when it
-changes together with many others: one event for each then. Else only what changed is told. The tracker lives in the
-listener, so it goes when the user does.
+A job is told as a whole (`workflow.sync`) the first time it is seen, when it comes into being or goes, when it changes
+together with many others, and when it changed in several steps between two batches, of which a consumer may have read
+one. Else only what changed is told. The tracker lives in the listener, so it goes when the user does.
 """
 
 from __future__ import annotations
@@ -84,11 +84,14 @@ class Tracker:
     def take_collection(self, batch: Batch) -> list[Event]:
         """The events of a batch of the whole collection. In a burst, at most one for each job."""
         burst = len(batch.changes) > BURST
+        stepped = {change.document.path for change in batch.changes if change.several}
         present = [change.document for change in batch.changes if change.kind != "removed"]
         removed = [change.document for change in batch.changes if change.kind == "removed"]
         events = []
         for document in most_recent(present) if batch.initial else present:
-            events += self._take(document.id, {"job": document, "older": None}, batch.read_time, whole=burst)
+            parts: dict[Part, Document | None] = {"job": document, "older": None}
+            whole = document.path in stepped
+            events += self._take(document.id, parts, batch.read_time, burst=burst, whole=whole)
         for document in removed:
             if document.id in self._jobs:
                 events += self._take(document.id, {"job": None, "older": None}, batch.read_time)
@@ -101,10 +104,17 @@ class Tracker:
 
     def take_document(self, job_id: str, part: Part, batch: Batch) -> list[Event]:
         """The events of a batch of one of a watched job's two documents; there are none until both are known."""
-        return self._take(job_id, {part: next(iter(batch.documents.values()), None)}, batch.read_time)
+        whole = any(change.several for change in batch.changes)
+        return self._take(job_id, {part: next(iter(batch.documents.values()), None)}, batch.read_time, whole=whole)
 
     def _take(
-        self, job_id: str, parts: dict[Part, Document | None], read_time: datetime, *, whole: bool = False
+        self,
+        job_id: str,
+        parts: dict[Part, Document | None],
+        read_time: datetime,
+        *,
+        burst: bool = False,
+        whole: bool = False,
     ) -> list[Event]:
         tracked = self._jobs.setdefault(job_id, _Tracked())
         before = dict(tracked.documents)
@@ -114,7 +124,7 @@ class Tracker:
         job, older = tracked.documents["job"], tracked.documents["older"]
         told, tracked.told = tracked.told, read_job(_data(job), _data(older))
         existed, tracked.existed = tracked.existed, bool(job or older)
-        if told is None or existed != tracked.existed or (whole and told != tracked.told):
+        if whole or told is None or existed != tracked.existed or (burst and told != tracked.told):
             return [tracked.sync(self.uid, job_id)]
         events = []
         for part, document in parts.items():

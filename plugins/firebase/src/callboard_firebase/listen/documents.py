@@ -31,10 +31,14 @@ class Document:
 @dataclass(frozen=True, slots=True)
 class Change:
     """One document that came, changed or went. For `removed`, the document as this watch last yielded it; one that came
-    and went between two batches is `removed` without having been `added`, for those who read it elsewhere meanwhile."""
+    and went between two batches is `removed` without having been `added`, for those who read it elsewhere meanwhile.
+
+    `several`: it happened in more than one step, and whoever read the document elsewhere may have seen one between.
+    """
 
     kind: Literal["added", "modified", "removed"]
     document: Document
+    several: bool = False
 
 
 @dataclass(frozen=True, slots=True)

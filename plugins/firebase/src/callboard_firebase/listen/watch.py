@@ -17,17 +17,15 @@ _NOTHING: Mapping[str, Document] = MappingProxyType({})
 class Watch(AsyncIterator[Batch]):
     """Yields batches to one task. Nothing is queued: a consumer that is slow finds the latest state of each document.
 
-    What is pending is, per document, the state the consumer last saw, and what came and went unseen.
+    What is pending is, per document, the state the consumer last saw, and whether it has changed more than once.
     Iteration raises the CallError that ended the watch, once every batch before it is taken.
     """
 
-    __slots__ = ("_delivered", "_failure", "_gone", "_read_time", "_seen", "_waiter", "documents")
+    __slots__ = ("_delivered", "_failure", "_read_time", "_unseen", "_waiter", "documents")
 
     def __init__(self) -> None:
         self.documents: Mapping[str, Document] = _NOTHING
-        self._seen: dict[str, Document | None] | None = None  # an empty dict each would be a tenth of an idle watch
-        self._gone: dict[str, Document] | None = None
-        """What came and went unseen: others may have read it meanwhile, so its end is told."""
+        self._unseen: dict[str, _Unseen] | None = None  # an empty dict each would be a tenth of an idle watch
         self._read_time: datetime | None = None
         self._delivered = False
         self._failure: CallError | None = None
@@ -35,20 +33,23 @@ class Watch(AsyncIterator[Batch]):
 
     def update(self, documents: Mapping[str, Document], touched: Iterable[str], read_time: datetime) -> None:
         """A new consistent state, which the caller no longer alters; `touched` names the documents that differ."""
-        before = self.documents
         if self._delivered:
             for path in touched:
-                if self._seen is None:
-                    self._seen = {}
-                self._seen.setdefault(path, before.get(path))
-                if path not in documents and path in before and self._seen[path] is None:
-                    if self._gone is None:
-                        self._gone = {}
-                    self._gone[path] = before[path]
+                self._note(path, self.documents.get(path))
         self.documents = documents
         self._read_time = read_time
-        if self._seen or not self._delivered:
+        if self._unseen or not self._delivered:
             self._wake()
+
+    def _note(self, path: str, before: Document | None) -> None:
+        if self._unseen is None:
+            self._unseen = {}
+        unseen = self._unseen.get(path)
+        if unseen is None:
+            self._unseen[path] = _Unseen(before)
+        else:
+            unseen.several = True
+            unseen.last = before or unseen.last
 
     def fail(self, failure: CallError) -> None:
         """End the watch with an error."""
@@ -81,12 +82,9 @@ class Watch(AsyncIterator[Batch]):
             self._delivered = True
             added = tuple(Change("added", document) for document in self.documents.values())
             return Batch(True, added, self.documents, self._read_time)
-        seen, self._seen = self._seen or {}, None
-        gone, self._gone = self._gone or {}, None
+        unseen, self._unseen = self._unseen or {}, None
         changes = tuple(
-            change
-            for path, before in seen.items()
-            if (change := _change(before, self.documents.get(path), gone.get(path)))
+            change for path, one in unseen.items() if (change := one.change_to(self.documents.get(path))) is not None
         )
         return Batch(False, changes, self.documents, self._read_time) if changes else None
 
@@ -95,10 +93,20 @@ class Watch(AsyncIterator[Batch]):
             self._waiter.set_result(None)
 
 
-def _change(before: Document | None, after: Document | None, gone: Document | None) -> Change | None:
-    if after is None:
-        last = before or gone
-        return None if last is None else Change("removed", last)
-    if before is None:
-        return Change("added", after)
-    return None if before.update_time == after.update_time else Change("modified", after)
+class _Unseen:
+    """A document that has changed since the consumer's last batch: what it was then, and last was, if it was at all."""
+
+    __slots__ = ("before", "last", "several")
+
+    def __init__(self, before: Document | None) -> None:
+        self.before = self.last = before
+        self.several = False
+
+    def change_to(self, after: Document | None) -> Change | None:
+        if after is None:
+            # What came and went unseen is told too: others may have read it meanwhile.
+            gone = self.before or self.last
+            return None if gone is None else Change("removed", gone, self.several)
+        if self.before is None:
+            return Change("added", after, self.several)
+        return None if self.before.update_time == after.update_time else Change("modified", after, self.several)
