@@ -10,31 +10,50 @@ import httpx
 import pytest
 
 import callboard_firebase_management
+import callboard_firebase_realtime
 import callboard_registry
 from callboard.testing import Service, serving
-from callboard_local import FirestoreProcess, ValkeyServer
+from callboard_local import FirestoreProcess, RealtimeProcess, StripeProcess, ValkeyServer
+from callboard_local.server import ServerProcess
 
 pytestmark = pytest.mark.anyio
-PLUGINS = (callboard_firebase_management, callboard_registry)
-READ = {"method": "FIREBASE_MANAGEMENT.get_document", "args": ["clients/demo"], "timeout_ms": 700}
-WRITE = {"method": "FIREBASE_MANAGEMENT.set_document", "args": ["clients/demo", {"x": 1}], "timeout_ms": 700}
+PLUGINS = (callboard_firebase_management, callboard_firebase_realtime, callboard_registry)
 HUNG_CALLS = 200
 """More than a namespace has slots for, and more than may wait for one."""
 
 
-@pytest.fixture
-async def firestore() -> AsyncIterator[FirestoreProcess]:
-    async with FirestoreProcess() as server:
-        yield server
+def call(method: str, *args: Any) -> dict[str, Any]:
+    return {"method": method, "args": args, "timeout_ms": 700}
+
+
+NEIGHBOUR = call("REGISTRY.get_user", "demo")
+FIRESTORE = call("FIREBASE_MANAGEMENT.get_document", "clients/demo")
+REALTIME = call("FIREBASE_REALTIME.get_channel_messages", "space", "thread")
+STRIPE = call("FIREBASE_MANAGEMENT.retrieve_stripe_session", "cs_test_1")
+WRITES = {
+    "firestore": call("FIREBASE_MANAGEMENT.set_document", "clients/demo", {"x": 1}),
+    "realtime": call("FIREBASE_REALTIME.create_chat", "demo", "space", "a thread"),
+    "stripe": call("FIREBASE_MANAGEMENT.add_top_up", "clients/demo", {"currency": "CHF", "amount": 5}),
+}
 
 
 @pytest.fixture
-async def service(valkey_server: ValkeyServer, firestore: FirestoreProcess) -> AsyncIterator[Service]:
+async def backends() -> AsyncIterator[dict[str, ServerProcess]]:
+    async with FirestoreProcess() as firestore, RealtimeProcess() as realtime, StripeProcess() as stripe:
+        yield {"firestore": firestore, "realtime": realtime, "stripe": stripe}
+
+
+@pytest.fixture
+async def service(valkey_server: ValkeyServer, backends: dict[str, ServerProcess]) -> AsyncIterator[Service]:
     environ = {
         "LISTENERS_REDIS_HOST": "127.0.0.1",
         "LISTENERS_REDIS_PORT": str(valkey_server.port),
-        "FIRESTORE_EMULATOR_HOST": firestore.address,
+        "FIRESTORE_EMULATOR_HOST": backends["firestore"].address,
+        "FIREBASE_DATABASE_EMULATOR_HOST": backends["realtime"].address,
         "GOOGLE_PROJECT_ID": "demo",
+        "STRIPE_SECRET_KEY": "sk_test_hung",
+        "STRIPE_API_BASE": f"http://{backends['stripe'].address}",
+        "STRIPE_SUCCESS_URL": "https://app.example.com/done",
     }
     async with serving(*PLUGINS, environ=environ) as running:
         yield running
@@ -53,18 +72,35 @@ async def code_of(client: httpx.AsyncClient, call: dict[str, Any]) -> str | None
     return None if reply["ok"] else str(reply["error"]["code"])
 
 
-async def test_a_hung_firestore_costs_its_own_namespace(client: httpx.AsyncClient, firestore: FirestoreProcess) -> None:
-    assert await code_of(client, WRITE) is None
-    firestore.pause()
+@pytest.mark.parametrize(
+    ("hung", "read", "answer", "neighbours"),
+    [
+        ("firestore", FIRESTORE, None, [REALTIME, NEIGHBOUR]),
+        ("realtime", REALTIME, None, [FIRESTORE, NEIGHBOUR]),
+        ("stripe", STRIPE, "NOT_FOUND", [REALTIME, NEIGHBOUR]),
+    ],
+    ids=["Firestore", "Realtime Database", "Stripe"],
+)
+async def test_a_hung_back_end_costs_its_own_namespace(
+    client: httpx.AsyncClient,
+    backends: dict[str, ServerProcess],
+    hung: str,
+    read: dict[str, Any],
+    answer: str | None,
+    neighbours: list[dict[str, Any]],
+) -> None:
+    assert await code_of(client, WRITES[hung]) is None
+    backends[hung].pause()
     try:
-        calls = [asyncio.create_task(code_of(client, READ)) for _ in range(HUNG_CALLS)]
-        assert await code_of(client, {"method": "REGISTRY.get_user", "args": ["demo"], "timeout_ms": 700}) is None
+        calls = [asyncio.create_task(code_of(client, read)) for _ in range(HUNG_CALLS)]
+        for neighbour in neighbours:
+            assert await code_of(client, neighbour) is None
         assert (await client.get("/healthz")).status_code == 200
         assert not all(call.done() for call in calls), "the neighbours answered while these hung"
         assert {await call for call in calls} <= {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
-        assert await code_of(client, WRITE) == "DEADLINE_EXCEEDED"
+        assert await code_of(client, WRITES[hung]) == "DEADLINE_EXCEEDED"
     finally:
-        firestore.resume()
+        backends[hung].resume()
     async with asyncio.timeout(30):
-        while await code_of(client, READ) is not None:
+        while await code_of(client, read) != answer:
             pass
