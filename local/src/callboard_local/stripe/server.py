@@ -1,15 +1,15 @@
 """The HTTP server of the stand-in, on the loopback."""
 
 import asyncio
-import contextlib
-import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
-import uvicorn
 from starlette.applications import Starlette
+
+from callboard_local.http_server import HttpServer
+from callboard_local.server import HOST
 
 from .accounts import Accounts
 from .api import api_routes
@@ -18,7 +18,6 @@ from .deliveries import Deliveries
 from .errors import ApiError
 from .pages import page_error, page_routes
 
-HOST = "127.0.0.1"
 RETRY_S = 1.0
 
 _SWEEP_S = 1.0
@@ -43,8 +42,7 @@ class StripeServer:
         self.port = port
         self._webhook = (webhook_url, webhook_secret)
         self._retry_s = retry_s
-        self._server: uvicorn.Server | None = None
-        self._serving: asyncio.Task[None] | None = None
+        self._server = HttpServer(self._app(), lifespan="on")
 
     @property
     def url(self) -> str:
@@ -52,18 +50,7 @@ class StripeServer:
         return f"http://{self.host}:{self.port}"
 
     async def __aenter__(self) -> Self:
-        listener = socket.create_server((self.host, self.port), backlog=256)
-        self.port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            self._app(), lifespan="on", log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
-        )
-        self._server = _Server(config)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]), name="Stripe")
-        while not (self._server.started or self._serving.done()):  # noqa: ASYNC110 - a start-up of milliseconds
-            await asyncio.sleep(0.005)
-        if self._serving.done():
-            self._serving.result()
-            raise OSError(f"Stripe cannot serve on {self.url}")
+        self.port = await self._server.start(self.port)
         return self
 
     async def __aexit__(
@@ -72,9 +59,7 @@ class StripeServer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._server is not None and self._serving is not None:
-            self._server.should_exit = True
-            await self._serving
+        await self._server.stop()
 
     def _app(self) -> Starlette:
         deliveries = Deliveries(self._retry_s)
@@ -98,11 +83,3 @@ async def _sweep(accounts: Accounts) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
         accounts.expire_overdue()
-
-
-class _Server(uvicorn.Server):
-    """Signals are the process's business."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
