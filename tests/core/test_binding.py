@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import enum
+import re
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -102,8 +103,8 @@ def test_positions_names_and_defaults() -> None:
     [
         (b"[]", b"{}", "missing: a"),
         (b"[1]", b'{"a": 2}', "given twice"),
-        (b'[1, "x", 3]', b"{}", "at most length 2"),
-        (b"[1]", b'{"d": 1}', "unknown field `d`"),
+        (b'[1, "x", 3]', b"{}", "too many arguments; there are: a, b, c"),
+        (b"[1]", b'{"d": 1}', "there is no argument `d`; there are: a, b, c"),
         (b'["1"]', b"{}", "Expected `int`, got `str` - at `a`"),
         (b"[1]", b'{"c": "x"}', "Expected `int`, got `str` - at `c`"),
     ],
@@ -111,6 +112,21 @@ def test_positions_names_and_defaults() -> None:
 def test_what_does_not_fit_is_named(args: bytes, kwargs: bytes, message: str) -> None:
     with pytest.raises(InvalidArgs, match=message):
         bind(sample, args, kwargs)
+
+
+class Size(enum.Enum):
+    SMALL = "small"
+    LARGE = "large"
+
+
+@pytest.mark.parametrize("hint", [Literal["small", "large"], Literal["small", "large"] | None, Size], ids=str)
+@pytest.mark.parametrize("kwargs", [False, True])
+def test_the_values_that_fit_are_listed(hint: Any, kwargs: bool) -> None:
+    given = (b"[]", b'{"value": "vast"}') if kwargs else (b'["vast"]', b"{}")
+    with pytest.raises(InvalidArgs) as refused:
+        bind(one(hint), *given)
+    assert refused.value.message.startswith("Invalid enum value 'vast' - at `value`: it is one of ")
+    assert {"small", "large"} <= set(re.split(r"\W+", refused.value.message))
 
 
 def test_parameters_without_a_hint_pass_as_they_come() -> None:

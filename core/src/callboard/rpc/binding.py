@@ -20,6 +20,9 @@ from msgspec import UNSET, Raw, UnsetType
 from callboard.errors import InvalidArgs
 
 _PLACE = re.compile(r"`\$(?:\[(\d+)\]|\.(\w+))")
+_NO_SUCH_VALUE = re.compile(r"Invalid enum value .* - at `(\w+)`", re.DOTALL)
+_NO_SUCH_NAME = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_TOO_MANY = re.compile(r"Expected `array` of at most length \d+")
 _EMPTY_ARGS = b"[]"
 _EMPTY_KWARGS = b"{}"
 
@@ -39,6 +42,7 @@ class Binding:
         self._required = {p.name for p in self.parameters if p.default is inspect.Parameter.empty}
         self._unions: dict[str, list[msgspec.json.Decoder[Any]]] = {}
         hints = {p.name: self._hint(function, p) for p in self.parameters}
+        self._values = {name: values for name, hint in hints.items() if (values := _values(hint))}
         self._args = msgspec.json.Decoder(
             _struct("Args", {p.name: hints[p.name] for p in positional}, array_like=True), strict=True
         )
@@ -79,9 +83,23 @@ class Binding:
         try:
             return decoder.decode(text)
         except msgspec.ValidationError as error:
-            raise InvalidArgs(_PLACE.sub(self._place, str(error))) from None
+            raise InvalidArgs(self._explained(_PLACE.sub(self._place, str(error)))) from None
         except (msgspec.DecodeError, RecursionError, ValueError, OverflowError):
             raise InvalidArgs("The arguments are not valid JSON.") from None
+
+    def _explained(self, problem: str) -> str:
+        """Where msgspec says that a name, a value or a number of arguments does not fit: with those that do."""
+        if found := _NO_SUCH_VALUE.fullmatch(problem):
+            values = self._values.get(found[1])
+            return f"{problem}: it is one of {', '.join(values)}" if values else problem
+        if found := _NO_SUCH_NAME.fullmatch(problem):
+            return f"there is no argument `{found[1]}`; there are: {self._all()}"
+        if _TOO_MANY.fullmatch(problem):
+            return f"too many arguments; there are: {self._all()}"
+        return problem
+
+    def _all(self) -> str:
+        return ", ".join(p.name for p in self.parameters) or "none"
 
     def _place(self, found: re.Match[str]) -> str:
         """Where msgspec says `$[1].x` or `$.name.x`, the parameter's name stands: `name.x`."""
@@ -136,6 +154,18 @@ def _struct(name: str, hints: dict[str, Any], *, array_like: bool) -> type[msgsp
 
 def _or_unset(hint: Any) -> Any:
     return Any if hint is Any else Raw if hint is Raw else Union[hint, UnsetType]  # noqa: UP007 - hint is a value
+
+
+def _values(hint: Any) -> list[str]:
+    """The texts that a hint lists, as a Literal or an enum, by itself or in a union."""
+    info = msgspec.inspect.type_info(hint)
+    listed: list[str] = []
+    for kind in info.types if isinstance(info, msgspec.inspect.UnionType) else (info,):
+        if isinstance(kind, msgspec.inspect.LiteralType):
+            listed += [str(value) for value in kind.values]
+        elif isinstance(kind, msgspec.inspect.EnumType):
+            listed += [str(member.value) for member in kind.cls]
+    return listed
 
 
 def _check_supported(hint: Any) -> None:
