@@ -47,6 +47,12 @@ def test_bad_segments_are_refused_everywhere(bad: str) -> None:
         caught.value.message.encode()
 
 
+@pytest.mark.parametrize("bad", [*BAD_SEGMENTS, "a/b", None], ids=ascii)
+def test_a_refused_id_is_named(bad: str) -> None:
+    with pytest.raises(InvalidArgs, match="job_id: "):
+        segment(bad, "job_id")
+
+
 @pytest.mark.parametrize("bad", ["a/b", "../x"])
 def test_a_segment_cannot_leave_its_place(bad: str) -> None:
     with pytest.raises(InvalidArgs):

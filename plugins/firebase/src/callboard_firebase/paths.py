@@ -32,13 +32,13 @@ def collection_path(path: str) -> str:
     return path
 
 
-def segment(text: str) -> str:
-    """`text` if it can be one segment (a document's or a collection's id); else InvalidArgs."""
+def segment(text: str, what: str = "an id") -> str:
+    """`text` if it can be one segment (a document's or a collection's id); else InvalidArgs, about `what`."""
     if not isinstance(text, str):
-        raise InvalidArgs("A path segment is a text.")
-    if "/" in text:
-        raise InvalidArgs("A path segment holds no slash.")
-    _check(text, "path")
+        raise InvalidArgs(f"{what}: a text is needed.")
+    if not text or "/" in text:
+        raise InvalidArgs(f"{what}: it names a document, so it is not empty and holds no slash.")
+    _check(text, what)
     return text
 
 
@@ -54,22 +54,22 @@ def _segments(path: str, kind: str) -> list[str]:
     if len(segments) > MAX_SEGMENTS:
         raise InvalidArgs(f"A {kind} path has at most {MAX_SEGMENTS} segments.")
     for text in segments:
-        _check(text, kind)
+        if not text:
+            raise InvalidArgs(f"A {kind} path has no empty segments, and no slash at its ends.")
+        _check(text, f"A {kind} path")
     return segments
 
 
-def _check(text: str, kind: str) -> None:
-    if not text:
-        raise InvalidArgs(f"A {kind} path has no empty segments, and no slash at its ends.")
+def _check(text: str, what: str) -> None:
     if text in (".", ".."):
-        raise InvalidArgs(f"A {kind} path has no segment `.` or `..`.")
+        raise InvalidArgs(f"{what}: Firestore takes no segment `.` or `..`.")
     if _RESERVED.fullmatch(text):
-        raise InvalidArgs(f"A {kind} path has no segment of the form __…__: these are reserved.")
+        raise InvalidArgs(f"{what}: Firestore takes no segment of the form __…__: these are reserved.")
     if "\x00" in text:
-        raise InvalidArgs(f"A {kind} path holds no NUL.")
+        raise InvalidArgs(f"{what}: Firestore takes no NUL.")
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise InvalidArgs(f"A {kind} path is valid Unicode: it holds half a surrogate pair.") from None
+        raise InvalidArgs(f"{what}: this is not valid Unicode: it holds half a surrogate pair.") from None
     if size > MAX_SEGMENT_BYTES:
-        raise InvalidArgs(f"A segment of a {kind} path has at most {MAX_SEGMENT_BYTES} bytes.")
+        raise InvalidArgs(f"{what}: a segment has at most {MAX_SEGMENT_BYTES} bytes.")

@@ -51,7 +51,7 @@ class Documents(FirestoreService):
         `merge` true leaves the other fields of an existing document as they are, a list of field paths writes those
         fields alone; otherwise the document is replaced.
         """
-        reference = self.collection(collection_path).document(segment(doc_id))
+        reference = self.collection(collection_path).document(segment(doc_id, "doc_id"))
         await self.put(reference, fields_from_wire(data), merge)
         return doc_id
 

@@ -78,7 +78,7 @@ class Jobs(FirestoreService):
         if additional_info is not None:
             fields["additional_info"] = from_wire(additional_info)
         try:
-            await self.change(self.notifications(user_id).document(segment(job_id)), fields)
+            await self.change(self.notifications(user_id).document(segment(job_id, "job_id")), fields)
             return True
         except NotFound:
             pass  # named by something else, or not there
@@ -97,7 +97,7 @@ class Jobs(FirestoreService):
         doc_id = job.get(id_field)
         if not isinstance(doc_id, str):
             raise InvalidArgs(f"job_data.{id_field} is needed: a text that names the document")
-        reference = collection.document(segment(doc_id))
+        reference = collection.document(segment(doc_id, f"job_data.{id_field}"))
         if uid is not None and "read" not in job and (await get_document(self.client, reference.path)).document is None:
             job["read"] = False  # a new notification that is neither read nor unread would be shown to nobody
         await self.put(reference, {**job, "timestamp": SERVER_TIMESTAMP}, merge=True)
@@ -119,7 +119,7 @@ class Jobs(FirestoreService):
             self.log.warning("publish_failed", type="notif.job_updated", code=error.code)
 
     async def _find(self, user_id: str, field: str, value: str) -> Document | None:
-        named = self.notifications(user_id).document(segment(value))
+        named = self.notifications(user_id).document(segment(value, field))
         found = (await get_document(self.client, named.path)).document
         return found or await self._newest_with(user_id, field, value)
 

@@ -68,7 +68,7 @@ class Notifications(FirestoreService):
         collection = self.notifications(user_id)
         if job_id is None:
             return await self.delete_found(collection.order_by("__name__"))
-        named = collection.document(segment(job_id))
+        named = collection.document(segment(job_id, "job_id"))
         deleted = await self.delete_found(
             collection.where(filter=FieldFilter("job_id", "==", job_id)).order_by("__name__")
         )

@@ -8,7 +8,7 @@ from typing import Any
 from google.cloud.firestore_v1.field_path import FieldPath
 
 from callboard import AlreadyExists, InvalidArgs, method
-from callboard_firebase import Document, fields_from_wire, get_document, join, to_wire
+from callboard_firebase import Document, fields_from_wire, get_document, join, segment, to_wire
 from callboard_firebase_management.store import Fields, FirestoreService, Revision, repeatable
 
 COLLECTION = "settings_param"
@@ -20,7 +20,7 @@ class Parameters(FirestoreService):
     @method(effect="read")
     async def get_param_data(self, param_type: str) -> dict[str, Any] | None:
         """The parameters of a type, the fields of `settings_param/{param_type}`; null when there is no such type."""
-        found = (await get_document(self.client, join(COLLECTION, param_type))).document
+        found = (await get_document(self.client, join(COLLECTION, segment(param_type, "param_type")))).document
         return to_wire(found.data) if found is not None else None
 
     @method(effect="write", retry_safe=repeatable)
@@ -44,7 +44,7 @@ class Parameters(FirestoreService):
             missing = {name: value for name, value in added.items() if name not in found.data}
             return {FieldPath(name).to_api_repr(): value for name, value in missing.items()} or None
 
-        await self.revise(self.document(join(COLLECTION, param_type)), decide)
+        await self.revise(self.document(join(COLLECTION, segment(param_type, "param_type"))), decide)
         return True
 
 

@@ -65,10 +65,10 @@ class Scheduler(FirestoreService):
     @method(effect="write", retry_safe=True)
     async def delete_scheduler_job_completely(self, job_id: str) -> int:
         """Delete `scheduler/{job_id}` and everything beneath it; returns how many documents, 0 when there was none."""
-        return await self.delete_tree(self.document(join(COLLECTION, job_id)))
+        return await self.delete_tree(self.document(join(COLLECTION, segment(job_id, "job_id"))))
 
     def _scheduler_job(self, mandate_path: str, job_type: str) -> AsyncDocumentReference:
-        name = f"{document_path(mandate_path).replace('/', '_')}_{segment(job_type)}"
+        name = f"{document_path(mandate_path).replace('/', '_')}_{segment(job_type, 'job_type')}"
         return self.document(join(COLLECTION, name))
 
 

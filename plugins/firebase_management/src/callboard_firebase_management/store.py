@@ -41,6 +41,7 @@ from callboard_firebase import (
     get_document,
     get_documents,
     join,
+    segment,
     translated,
 )
 
@@ -99,7 +100,8 @@ class FirestoreService(Service):
 
     def job(self, user_id: str, job_id: str) -> AsyncDocumentReference:
         """The document of a job's workflow: `clients/{user_id}/task_manager/{job_id}`."""
-        return self.client.document(join("clients", check_identifier(user_id, "user_id"), "task_manager", job_id))
+        user = check_identifier(user_id, "user_id")
+        return self.client.document(join("clients", user, "task_manager", segment(job_id, "job_id")))
 
     async def first_of(self, references: Sequence[AsyncDocumentReference]) -> Document | None:
         """The first of these documents that exists, read in one request."""

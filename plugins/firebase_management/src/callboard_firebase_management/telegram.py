@@ -18,7 +18,7 @@ from google.cloud.firestore_v1.field_path import FieldPath
 
 from callboard import method
 from callboard.messages import check_identifier
-from callboard_firebase import Document, document_path, fields_from_wire, join, to_wire
+from callboard_firebase import Document, document_path, fields_from_wire, join, segment, to_wire
 from callboard_firebase_management.store import FirestoreService, Revision, repeatable
 
 COLLECTION = "telegram_users"
@@ -108,6 +108,7 @@ class Telegram(FirestoreService):
     def _named(self, username: str) -> list[AsyncDocumentReference]:
         """Where this user may be: by the name in small letters, else by the name as given."""
         given = username.strip().removeprefix("@")
+        segment(given, "telegram_username")
         return [self.document(join(COLLECTION, name)) for name in dict.fromkeys([given.lower(), given])]
 
 

@@ -93,13 +93,13 @@ class Workflow(Service):
 
         It holds while the user is online and ends two minutes after they leave. FAILED_PRECONDITION beyond 100 jobs.
         """
-        await self.watched.add(check_identifier(user_id, "user_id"), segment(job_id))
+        await self.watched.add(check_identifier(user_id, "user_id"), segment(job_id, "job_id"))
         return await self._watching(user_id)
 
     @method(effect="write", retry_safe=True, keyed=False, aliases=("LISTENERS.stop_workflow_listener_for_job",))
     async def unwatch_job(self, user_id: str, job_id: str) -> Watching:
         """Stop watching a job; after the last one, all of the user's jobs are listened to again."""
-        await self.watched.remove(check_identifier(user_id, "user_id"), segment(job_id))
+        await self.watched.remove(check_identifier(user_id, "user_id"), segment(job_id, "job_id"))
         return await self._watching(user_id)
 
     @method(effect="read")
