@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import click
 import pytest
@@ -106,6 +109,37 @@ def test_serve_refuses_to_start_without_a_token() -> None:
     result = invoke("serve", "--port", "0", LISTENERS_SERVICE_TOKEN="", USE_LOCAL_REDIS="true")
     assert result.exit_code == 2
     assert "LISTENERS_SERVICE_TOKEN is not set" in result.stderr
+
+
+def test_dev_names_the_back_end_whose_port_is_taken() -> None:
+    with port_after_a_free_one() as taken:
+        arguments = [sys.executable, "-m", "callboard", "dev", "--port", str(taken - 1)]
+        process = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == 2
+    assert f"Valkey cannot listen on 127.0.0.1:{taken}" in process.stderr
+    assert "--port" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(("command", "port"), [("serve", "65536"), ("dev", "65532"), ("dev", "-1")])
+def test_a_port_that_cannot_be_is_refused(command: str, port: str) -> None:
+    result = invoke(command, "--port", port)
+    assert result.exit_code == 2
+    assert "is not in the range" in result.stderr
+
+
+@contextmanager
+def port_after_a_free_one() -> Iterator[int]:
+    """A port that this process listens on; nobody does on the one before."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port: int = taken.getsockname()[1]
+            try:
+                socket.create_server(("127.0.0.1", port - 1)).close()
+            except OSError:
+                continue
+            yield port
+            return
 
 
 async def test_serve_starts_stops_and_leaves_with_0(valkey_server: ValkeyServer) -> None:

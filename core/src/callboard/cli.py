@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 import click
@@ -61,7 +62,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--host", default="0.0.0.0", show_default=True, help="address to listen on")  # noqa: S104 - a service
-@click.option("--port", default=8080, show_default=True, help="port to listen on")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65_535), help="port to listen on")
 @click.option("--strict", is_flag=True, help="a plugin that fails stops the start")
 def serve(host: str, port: int, strict: bool) -> None:
     """Run the service with the environment's settings."""
@@ -70,7 +71,10 @@ def serve(host: str, port: int, strict: bool) -> None:
 
 
 @main.command()
-@click.option("--port", default=8080, show_default=True, help="the service's port; back ends take the four after it")
+@click.option(
+    "--port", default=8080, show_default=True, type=click.IntRange(0, 65_531),
+    help="the service's port; back ends take the four after it",
+)  # fmt: skip
 @click.option("--strict", is_flag=True, help="a plugin that fails stops the start")
 def dev(port: int, strict: bool) -> None:
     """Run the service with embedded back ends and sample data, on this machine only."""
@@ -194,7 +198,7 @@ async def _dev(environ: Mapping[str, str], port: int) -> int:
     from callboard.server import LibraryLogs, Server, listen
 
     try:
-        from callboard_local import Backends
+        from callboard_local import Backends, PortInUseError, StartError
     except ModuleNotFoundError as error:
         if error.name != "callboard_local":
             raise
@@ -202,7 +206,12 @@ async def _dev(environ: Mapping[str, str], port: int) -> int:
 
     listener = listen("127.0.0.1", port)
     port = listener.getsockname()[1]
-    async with Backends(base_port=port) as backends:
+    async with AsyncExitStack() as stack:
+        try:
+            backends = await stack.enter_async_context(Backends(base_port=port))
+        except StartError as error:
+            hint = "Choose another --port: back ends take the four after it."
+            raise ConfigurationError(f"{error}. {hint}" if isinstance(error, PortInUseError) else str(error)) from None
         environ = {**environ, **backends.environ}
         callboard = Callboard(load(Settings, environ), environ=environ)
         LibraryLogs.install(callboard.telemetry)

@@ -33,7 +33,7 @@ class Inbox(RealtimeService):
             raise InvalidArgs("message_data has at least one field.")
         message = {"timestamp": utc_now(), **message_data, "sender_id": sender}
         check_size(message)
-        return await self.database.push(inbox_path(recipient_id), message)
+        return await self.database.push(inbox_path(recipient_id, "recipient_id"), message)
 
     @method(effect="write", retry_safe=True)
     async def delete_direct_message(self, user_id: str, message_id: str) -> bool:

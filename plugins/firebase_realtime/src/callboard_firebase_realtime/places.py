@@ -48,9 +48,9 @@ def has_inbox(user_id: str) -> bool:
     return "." not in user_id
 
 
-def inbox_path(user_id: str) -> str:
-    """Where a user's direct messages lie."""
-    return f"{_CLIENTS}/{_segment(user_id, 'user_id')}/direct_message_notif"
+def inbox_path(user_id: str, what: str = "user_id") -> str:
+    """Where a user's direct messages lie; InvalidArgs, about the argument `what`, for one who can have none."""
+    return f"{_CLIENTS}/{_segment(user_id, what)}/direct_message_notif"
 
 
 def children(value: Any) -> Mapping[str, Any]:
