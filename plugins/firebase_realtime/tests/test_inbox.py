@@ -94,8 +94,10 @@ async def test_ids_that_are_none(service: FirebaseRealtime, tree: Tree, odd: str
     ):
         with pytest.raises(InvalidArgs):
             await call
-    with pytest.raises(InvalidArgs):
+    with pytest.raises(InvalidArgs, match="user_id"):
         await service.send_direct_message("a b", "charles", {"status": "x"})
+    with pytest.raises(InvalidArgs, match="recipient_id"):
+        await service.send_direct_message("ada", odd, {"status": "x"})
     assert await tree.text() == before
 
 

@@ -149,6 +149,16 @@ async def test_arguments_that_cannot_be_are_refused(service: Service, method: st
     assert refused.value.code == "INVALID_ARGS"
 
 
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("register_user", ["s1"]), ("list_sessions", []), ("get_user", []), ("issue_ticket", []), ("sync", [])],
+)
+async def test_a_refused_user_is_named_as_the_argument_is(service: Service, method: str, more: list[str]) -> None:
+    with pytest.raises(CallFailed) as refused:
+        await service.call(f"REGISTRY.{method}", "u/1", *more)
+    assert refused.value.message.startswith("user_id must match"), method
+
+
 async def commands_to_unregister(registry: Registry, connections: Connections, session_id: str) -> dict[str, int]:
     """Commands by name, those of scripts included."""
     await connections.commands.config_resetstat()

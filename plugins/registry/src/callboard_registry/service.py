@@ -105,6 +105,7 @@ class Registry(Service):
         `authorized_companies_ids` replaces, for all of the user's sessions, which companies' items they are shown; []
         means none, and when it is left out what was given before still holds.
         """
+        check_identifier(user_id, "user_id")
         came_online = await self.host.presence.register(
             user_id, session_id, backend_route=backend_route, authorized_companies_ids=authorized_companies_ids
         )
@@ -124,14 +125,14 @@ class Registry(Service):
     @method(effect="read")
     async def list_sessions(self, user_id: str) -> list[Session]:
         """The user's sessions that are alive, the one that expires first at the head."""
-        return await self.host.presence.list_sessions(user_id)
+        return await self.host.presence.list_sessions(check_identifier(user_id, "user_id"))
 
     # -- users
 
     @method(effect="read")
     async def get_user(self, user_id: str) -> UserPresence | None:
         """The user's presence; None for one who has never been here, or not for 30 days."""
-        return await self.host.presence.get_user(user_id)
+        return await self.host.presence.get_user(check_identifier(user_id, "user_id"))
 
     @method(effect="read")
     async def online_users(self, cursor: str | None = None, limit: Annotated[int, Meta(ge=1, le=1_000)] = 100) -> Page:
@@ -179,7 +180,7 @@ class Registry(Service):
     @method(effect="read")
     async def issue_ticket(self, user_id: str, ttl_s: Annotated[int, Meta(ge=1, le=MAX_TICKET_TTL_S)] = 60) -> Ticket:
         """A ticket for one WebSocket of this user, for the first frame `{"type": "auth.ticket", …}`."""
-        return Ticket(self.host.tickets.issue(user_id, ttl_s), ttl_s)
+        return Ticket(self.host.tickets.issue(check_identifier(user_id, "user_id"), ttl_s), ttl_s)
 
     # -- the mirror
 
