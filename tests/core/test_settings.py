@@ -33,6 +33,11 @@ def test_a_wrong_value_names_the_variable_and_is_not_repeated() -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_switch_says_which_words_it_knows() -> None:
+    with pytest.raises(ConfigurationError, match="SAMPLE_SWITCH: it is true, false, 1 or 0"):
+        load(Sample, {"SAMPLE_SWITCH": "yes"})
+
+
 def test_a_secret_hides_itself() -> None:
     sample = load(Sample, {"SAMPLE_KEY": "hunter2"})
     assert sample.key is not None

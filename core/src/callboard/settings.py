@@ -76,7 +76,7 @@ def load(cls: type[S], environ: Mapping[str, str]) -> S:
         return msgspec.convert(given, cls, strict=False, dec_hook=_decode_secret)
     except msgspec.ValidationError as error:
         name = str(error).rpartition("$.")[2].strip("`") if "$." in str(error) else ""
-        problem = str(error).split(" - at ")[0]
+        problem = str(error).split(" - at ")[0].replace("Expected `bool`, got `str`", "it is true, false, 1 or 0")
         raise ConfigurationError(f"{name}: {problem}") from None
 
 
