@@ -117,6 +117,7 @@ def look_at_the_sample_chat(app: firebase_admin.App) -> None:
     assert list(thread["messages"]) == sorted(thread["messages"])
     for message in thread["messages"].values():
         assert set(message) == {"content", "sender_id", "timestamp", "message_type", "read"}
+        assert message["timestamp"].endswith("Z"), "texts sort by time when all have one form"
     (direct,) = db.reference("clients/demo/direct_message_notif", app).get().values()
     assert direct["collection_id"] == "demo-bakery"
 

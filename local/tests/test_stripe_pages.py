@@ -70,5 +70,7 @@ async def test_no_such_session_and_the_pages_to_come_back_to(
 ) -> None:
     async with httpx.AsyncClient(base_url=stripe_server.url) as browser:
         assert (await browser.get("/c/pay/cs_test_none")).status_code == 404
-        assert "Thank you" in (await browser.get("/paid")).text
+        thanks = (await browser.get("/paid")).text
+        assert "Thank you" in thanks
+        assert "open it again" in thanks, "who pays by bank debit learns how it goes on"
         assert "Nothing was paid" in (await browser.get("/cancelled")).text

@@ -47,7 +47,8 @@ def _places(user: str) -> dict[str, Any]:
 
     def named(minutes: int, data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         at = now - datetime.timedelta(minutes=minutes)
-        return push_ids.make(int(at.timestamp() * 1000)), data | {"timestamp": at.isoformat(timespec="milliseconds")}
+        written = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")  # as FIREBASE_REALTIME writes it
+        return push_ids.make(int(at.timestamp() * 1000)), data | {"timestamp": written}
 
     messages = dict(
         named(minutes, {"content": text, "sender_id": sender, "message_type": "MESSAGE", "read": sender == user})

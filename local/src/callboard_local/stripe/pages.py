@@ -73,7 +73,11 @@ def page_routes(accounts: Accounts) -> list[BaseRoute]:
         return _leave(session, session["cancel_url"] or "/paid")
 
     async def paid(_: Request) -> Response:
-        return _message("Thank you", "The payment is done. Set STRIPE_SUCCESS_URL to come back to your application.")
+        return _message(
+            "Thank you",
+            "The payment is done; a bank debit waits for the bank's word, which you give on the checkout page: open it "
+            "again. Set STRIPE_SUCCESS_URL to come back to your application.",
+        )
 
     async def cancelled(_: Request) -> Response:
         return _message("Cancelled", "Nothing was paid. Set STRIPE_CANCEL_URL to come back to your application.")
