@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import traceback
 from typing import Any, ClassVar
 
 import httpx
@@ -126,10 +127,15 @@ async def test_services_of_a_plugin_that_opened_are_closed_when_a_later_one_fail
             await service.call("LIFE.shout", "demo")
 
 
-async def test_strict_stops_the_start(environ: dict[str, str]) -> None:
-    with pytest.raises(ConfigurationError, match="plugin sample: BROKEN cannot open"):
-        async with running(plugin(Broken), environ={**environ, "LISTENERS_STRICT": "true"}):
+async def test_strict_stops_the_start_and_the_log_says_why(environ: dict[str, str], recorded: Recorded) -> None:
+    strict = {**environ, "LISTENERS_STRICT": "true"}
+    with pytest.raises(ConfigurationError, match="plugin sample: BROKEN cannot open") as caught:
+        async with running(plugin(Broken), environ=strict, telemetry=recorded.telemetry):
             raise AssertionError("it started")
+    (line,) = recorded.lines("plugin_quarantined")
+    assert (line["plugin"], line["reason"]) == ("sample", "BROKEN cannot open: ConnectionError")
+    # The server logs what stopped the start as Python shows it.
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value)) + recorded.text
 
 
 async def test_a_method_that_cannot_be_called_puts_its_plugin_aside(environ: dict[str, str]) -> None:

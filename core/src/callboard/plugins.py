@@ -163,12 +163,13 @@ class Plugins:
 
     def quarantine(self, plugin: Plugin, reason: str, error: BaseException | None = None) -> None:
         """Put a plugin aside; with LISTENERS_STRICT, stop the start."""
-        if self.settings.strict:
-            raise ConfigurationError(f"plugin {plugin.name}: {reason}") from error
         plugin.state, plugin.error = "quarantined", reason
         self._telemetry.log.error(
             "plugin_quarantined", plugin=plugin.name, reason=reason, **(where_raised(error) if error else {})
         )
+        if self.settings.strict:
+            # Without the error: the server logs what stops a start with its text, which may quote a secret.
+            raise ConfigurationError(f"plugin {plugin.name}: {reason}") from None
 
 
 def reason_of(error: BaseException) -> str:
