@@ -187,6 +187,13 @@ async def test_arguments_of_the_wrong_type(service: Service) -> None:
         assert failed.value.code == "INVALID_ARGS", (name, args)
 
 
+async def test_an_update_of_nothing_is_refused_by_its_name(service: Service) -> None:
+    with pytest.raises(CallFailed) as failed:
+        await call(service, "update_firebase_doc", "clients/ada", {})
+    assert failed.value.code == "INVALID_ARGS"
+    assert "`update_data`" in failed.value.message
+
+
 async def test_a_retry_with_the_same_key_adds_one_document(service: Service) -> None:
     method, args = "FIREBASE_MANAGEMENT.add_document", ("bills", {"mandat_id": "m1"})
 

@@ -14,7 +14,7 @@ from google.cloud.firestore import SERVER_TIMESTAMP, FieldFilter
 
 from callboard import FailedPrecondition, method
 from callboard_firebase import fields_from_wire, find, get_document, segment, to_wire
-from callboard_firebase_management.store import DELETE_BATCH, BatchSize, FirestoreService, Merge, repeatable
+from callboard_firebase_management.store import DELETE_BATCH, BatchSize, Fields, FirestoreService, Merge, repeatable
 
 MAX_FETCHED = 5_000
 """Documents that one fetch may return."""
@@ -87,7 +87,7 @@ class Documents(FirestoreService):
         }
 
     @method(effect="write", retry_safe=repeatable)
-    async def update_firebase_doc(self, doc_path: str, update_data: dict[str, Any]) -> bool:
+    async def update_firebase_doc(self, doc_path: str, update_data: Fields) -> bool:
         """Alter fields of a document; true. NOT_FOUND when there is none.
 
         A key is a field path: `address.city` alters one field inside a map and leaves its neighbours; `address`
