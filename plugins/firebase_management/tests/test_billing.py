@@ -12,7 +12,7 @@ import pytest
 import stripe
 
 from callboard import CallError, FailedPrecondition, InvalidArgs, NotFound
-from callboard.service import Context, current_context
+from callboard.context import Context, current_context
 from callboard_firebase_management import FirebaseManagement, billing
 from callboard_firebase_management.billing import TopUpRequest, with_minor
 from callboard_firebase_management.money import currency_of
