@@ -57,6 +57,7 @@ def test_the_guard() -> None:
     ]  # fmt: skip
     assert awaits_credit({"status": "error", "reason": "currency_mismatch"})
     assert not awaits_credit({"status": "error", "reason": "transaction_missing"})
+    assert awaits_credit({"status": "pending", "reason": "transaction_missing"})
     assert not awaits_credit({})
 
 
@@ -88,6 +89,31 @@ async def test_a_top_up_that_is_not_there(ledger: Ledger, stored: Any) -> None:
     found = await stored(TOP_UP.path)
     assert (found["status"], found["amount_minor"], found["session_id"]) == ("error", 500, "cs_1")
     assert await stored(BALANCE) is None
+    await ledger._client.document(TOP_UP.path).update({"status": "pending"})  # a person says that it is ours
+    assert [(await ledger.credit(payment())).outcome for _ in range(2)] == ["added", "already_added"]
+    assert (await stored(TOP_UP.path))["reason"] is None
+    assert (await stored(BALANCE))["current_balance_minor"] == 500
+
+
+async def test_a_beginning_that_comes_late_undoes_no_credit(ledger: Ledger, stored: Any) -> None:
+    """Google's client repeats a write whose answer it lost, and the first one may still be on its way."""
+    await ledger.begin(TOP_UP, 500, CHF)
+    await ledger.credit(payment())
+    await ledger.begin(TOP_UP, 500, CHF)
+    assert (await stored(TOP_UP.path))["status"] == "added"
+    assert await ledger.credit(payment()) == Credit("already_added")
+    assert (await stored(BALANCE))["current_balance_minor"] == 500
+
+
+async def test_a_status_of_somebodys_own_is_neither_credited_nor_called_credited(
+    ledger: Ledger, store: Any, stored: Any
+) -> None:
+    await store(TOP_UP.path, {"status": "on hold", "session_id": "cs_1", "odd.name": 1})
+    assert await ledger.credit(payment()) == Credit("unapplied", "status_unknown")
+    assert await stored(BALANCE) is None
+    await ledger._client.document(TOP_UP.path).update({"status": "pending"})
+    assert await ledger.credit(payment()) == Credit("added")
+    assert (await stored(TOP_UP.path))["odd.name"] == 1
 
 
 async def test_one_that_may_be_made(ledger: Ledger) -> None:

@@ -11,13 +11,14 @@ with another one of the same payment, finds `added` and does nothing. Nothing el
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from google.cloud.firestore import SERVER_TIMESTAMP, ArrayUnion, AsyncClient
 from google.cloud.firestore_v1.async_transaction import AsyncTransaction
 
-from callboard import FailedPrecondition, InvalidArgs
+from callboard import AlreadyExists, FailedPrecondition, InvalidArgs
 from callboard.messages import check_identifier
 from callboard_firebase import document_path, get_document, join, translated
 from callboard_firebase_management.balance import Balance, OtherCurrency
@@ -78,7 +79,7 @@ class Payment:
 @dataclass(frozen=True, slots=True)
 class Credit:
     """What became of a payment. `reason` of one that no balance took: `transaction_missing`, `second_payment`,
-    `currency_mismatch`, `balance_unreadable`."""
+    `status_unknown`, `currency_mismatch`, `balance_unreadable`."""
 
     outcome: Outcome
     reason: str | None = None
@@ -97,8 +98,9 @@ class Ledger:
 
     async def begin(self, top_up: TopUp, amount_minor: int, currency: Currency) -> None:
         """Write the document, `pending`, before anybody can pay."""
-        with translated():
-            await self._client.document(top_up.path).set(_pending(top_up, amount_minor, currency))
+        # Created, not set: a request that comes late, after Google's client repeated it, must not undo a credit.
+        with suppress(AlreadyExists), translated():
+            await self._client.document(top_up.path).create(_pending(top_up, amount_minor, currency))
 
     async def fail(self, top_up: TopUp, reason: str) -> bool:
         """`pending` → `error` with a reason of ours; whether it was pending."""
@@ -128,8 +130,8 @@ class Ledger:
         top_up = payment.top_up
         reference, holder = self._client.document(top_up.path), self._client.document(_balance_path(top_up.user_id))
         stored, balance_fields = await read_in(transaction, reference, holder)
-        if stored is None and create:
-            stored = _pending(top_up, payment.amount_minor, payment.currency)
+        made = _pending(top_up, payment.amount_minor, payment.currency) if stored is None and create else {}
+        stored = made or stored
         if stored is None:
             transaction.set(reference, {**_received(payment), "status": "error", "reason": "transaction_missing"})
             return Credit("unapplied", "transaction_missing")
@@ -141,7 +143,7 @@ class Ledger:
             reason = "currency_mismatch" if isinstance(error, OtherCurrency) else "balance_unreadable"
             transaction.set(reference, {**_received(payment), "status": "error", "reason": reason}, merge=True)
             return Credit("unapplied", reason)
-        added = {**stored, **_received(payment), "status": "added", "reason": None, "added_at": SERVER_TIMESTAMP}
+        added = {**made, **_received(payment), "status": "added", "reason": None, "added_at": SERVER_TIMESTAMP}
         transaction.set(reference, added, merge=True)
         transaction.set(holder, {**balance.fields(), "timestamp_topping": SERVER_TIMESTAMP}, merge=True)
         return Credit("added")
@@ -149,6 +151,8 @@ class Ledger:
     def _refuse(self, transaction: AsyncTransaction, payment: Payment, stored: dict[str, Any]) -> Credit:
         if stored.get("reason") == "transaction_missing":
             return Credit("unapplied", "transaction_missing")
+        if stored.get("status") != "added":
+            return Credit("unapplied", "status_unknown")
         if stored.get("session_id") == payment.session_id:
             return Credit("already_added")
         # Somebody paid twice for one top-up, in two sessions: that is for people to sort out.
@@ -167,7 +171,8 @@ def awaits_credit(stored: dict[str, Any]) -> bool:
 
     A document that was missing when its payment came is not a top-up of ours until somebody sets it `pending` by hand.
     """
-    return stored.get("status") in ("pending", "error") and stored.get("reason") != "transaction_missing"
+    status = stored.get("status")
+    return status == "pending" or (status == "error" and stored.get("reason") != "transaction_missing")
 
 
 def _balance_path(user_id: str) -> str:
