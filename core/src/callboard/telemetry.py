@@ -40,6 +40,7 @@ LOG_EVENTS = {
     "workflow_listener_error": "the workflow listener of a user failed",
     "top_up_added": "a payment was added to a balance",
     "payment_unapplied": "a payment that no balance could take; `reason` says why, and somebody has to look",
+    "webhook_refused": "a delivery to the webhook was refused: unsigned, too old, too large, or there is no secret",
     "webhook_failed": "an event of Stripe could not be applied; Stripe sends it again",
     "registry_mirror_off": "the registry is not mirrored to Firestore: none is configured",
     "registry_mirror_error": "mirroring the registry to Firestore failed; it is tried again after a back-off",

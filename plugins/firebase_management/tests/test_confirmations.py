@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from callboard_firebase_management import FirebaseManagement
+from callboard_firebase_management.confirmations import Confirmations
 from callboard_firebase_management.ledger import TopUp
 from callboard_firebase_management.money import currency_of
 
@@ -54,6 +55,27 @@ async def test_one_event(
 @pytest.mark.parametrize("given", [{}, {"data": None}, {"type": "checkout.session.completed", "data": {"object": []}}])
 async def test_what_is_hardly_an_event(service: FirebaseManagement, given: dict[str, Any]) -> None:
     assert (await service.confirmations.apply(given)).outcome == "ignored"
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"account": "acct_1", "livemode": True}, "connected_account"),
+        ({"livemode": False}, "test_mode"),
+        ({}, "test_mode"),
+    ],
+)
+async def test_money_that_is_not_ours_or_not_real(
+    service: FirebaseManagement, stored: Any, log_lines: Any, more: dict[str, Any], reason: str
+) -> None:
+    """A connected account names what it likes in its sessions; a test card is anybody's."""
+    await service.ledger.begin(TOP_UP, 500, currency_of("CHF"))
+    confirmations = Confirmations(service.ledger, service.log, service.host.telemetry, live=True)
+    for kind in ("completed", "expired"):
+        assert (await confirmations.apply({**event(kind), **more})).outcome == "ignored"
+    assert (await stored(TOP_UP.path))["status"] == "pending"
+    assert {line["reason"] for line in log_lines() if line["event"] == "payment_unapplied"} == {reason}
+    assert (await confirmations.apply({**event("completed"), "livemode": True})).outcome == "added"
 
 
 async def test_failed_paid_failed_is_paid(service: FirebaseManagement, stored: Any) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from callboard.testing import TOKEN, CallFailed
-from callboard_firebase_management import ledger, webhook
+from callboard_firebase_management import ledger, transactions, webhook
 from callboard_local import FirestoreProcess
 
 from .shop import MANDATE, Shop, eventually, signed
@@ -94,6 +94,7 @@ async def test_events_that_are_none_of_ours(shop: Shop) -> None:
         {"type": "checkout.session.completed", "data": {"object": {**foreign, "metadata": {"order": "7"}}}},
         {"type": "checkout.session.completed", "data": {}},
         {"type": "checkout.session.completed"},
+        {"object": "v2.core.event", "type": "v2.core.account.closed", "related_object": {"id": "acct_1"}},
     ):
         payload = json.dumps({"id": "evt_1", "object": "event", **event})
         answer = await shop.post(payload.encode(), signed(shop.secret, payload))
@@ -154,6 +155,7 @@ async def test_what_is_not_signed_moves_nothing(shop: Shop) -> None:
     answer = await shop.post(payload.encode(), None, Authorization=f"Bearer {TOKEN}")
     assert answer.status_code == 400  # the service token is no signature
     assert await shop.balance() == 0
+    assert [line["code"] for line in shop.lines("webhook_refused")] == ["INVALID_ARGS"] * 7
     assert (await shop.post(payload.encode(), signed(shop.secret, payload))).status_code == 200
     assert await shop.balance() == 1_250
 
@@ -188,6 +190,37 @@ async def test_without_a_secret_stripe_is_asked_to_come_again(
     shop = await open_shop(firestore_server.address, STRIPE_WEBHOOK_SECRET="")
     answer = await shop.post(b"{}", signed("", "{}"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "UNAVAILABLE")
+
+
+async def test_while_the_plugin_is_put_aside_stripe_is_asked_to_come_again(
+    open_shop: Callable[..., Any], firestore_server: FirestoreProcess
+) -> None:
+    shop: Shop = await open_shop(firestore_server.address, STRIPE_CANCEL_URL="nowhere")
+    assert shop.service.callboard.plugins.all[0].state == "quarantined"
+    payload = json.dumps({"id": "evt_1", "object": "event", "type": "invoice.paid", "data": {"object": {}}})
+    answer = await shop.post(payload.encode(), signed(shop.secret, payload))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "UNAVAILABLE")
+    assert "retry-after" in answer.headers
+
+
+async def test_a_firestore_that_hangs_is_answered_in_time_and_the_next_delivery_credits(
+    open_shop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert webhook.TIMEOUT_S + transactions._ROLLBACK_S < 10  # Stripe's patience
+    monkeypatch.setattr(webhook, "TIMEOUT_S", 0.5)
+    async with FirestoreProcess() as firestore:
+        shop: Shop = await open_shop(firestore.address)
+        await shop.account.hold()
+        begun = await shop.top_up()
+        await shop.account.pay(begun["session_id"])
+        events = await shop.events("checkout.session.completed")
+        firestore.pause()
+        try:
+            assert await shop.account.deliver(events * 3, at_once=True) == [503] * 3
+        finally:
+            firestore.resume()
+        assert await shop.account.deliver(events * 3, at_once=True) == [200] * 3
+        assert (await shop.status(begun), await shop.balance()) == (("added", None), 1_250)
 
 
 async def test_firestore_away_is_503_and_the_delivery_that_is_repeated_credits(

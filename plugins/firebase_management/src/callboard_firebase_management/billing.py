@@ -55,7 +55,7 @@ class Billing(FirestoreService):
         await super().open()
         self.payments = await self.host.shared(Payments)
         self.ledger = Ledger(self.client)
-        self.confirmations = Confirmations(self.ledger, self.log, self.host.telemetry)
+        self.confirmations = Confirmations(self.ledger, self.log, self.host.telemetry, live=self.payments.live)
 
     @method(timeout_s=STRIPE_TIMEOUT_S)
     async def add_top_up(self, mandate_path: str, top_up: TopUpRequest) -> dict[str, Any]:

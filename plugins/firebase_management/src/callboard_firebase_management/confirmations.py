@@ -7,8 +7,9 @@
 | `checkout.session.async_payment_failed` | `pending` → `error`, reason `payment_failed` |
 | `checkout.session.expired` | `pending` → `error`, reason `checkout_expired` |
 
-All others, and sessions that are not top-ups of ours, are ignored. Events must come from Stripe: by a verified webhook,
-or fetched from its API.
+All others, and sessions that are not top-ups of ours, are ignored. So are events of connected accounts, whose money is
+not ours and who choose their sessions' metadata themselves, and those of test mode where the key is a live one: Stripe
+sends both to a Connect endpoint. Events must come from Stripe: by a verified webhook, or fetched from its API.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ class Confirmation:
 
 
 class Confirmations:
-    """Applies Stripe's events to the ledger, and tells the log what people must know."""
+    """Applies Stripe's events to the ledger, and tells the log what people must know. `live`: real money alone."""
 
-    def __init__(self, ledger: Ledger, log: FilteringBoundLogger, telemetry: Telemetry) -> None:
+    def __init__(self, ledger: Ledger, log: FilteringBoundLogger, telemetry: Telemetry, *, live: bool) -> None:
         self._ledger = ledger
         self._log = log
         self._telemetry = telemetry
+        self._live = live
 
     async def apply(self, event: Mapping[str, Any]) -> Confirmation:
         """Apply one event; again and again ends in the same state. Raises Firestore's errors: then apply it again."""
@@ -58,7 +60,7 @@ class Confirmations:
         session = data.get("object") if isinstance(data, Mapping) else None
         if kind not in (*_PAID, *_FAILED) or not isinstance(session, Mapping):
             return Confirmation(event_id, kind, "ignored")
-        top_up = self._top_up_of(session, event_id)
+        top_up = self._top_up_of(session, event, event_id)
         if top_up is None:
             return Confirmation(event_id, kind, "ignored")
         if kind in _FAILED:
@@ -68,17 +70,23 @@ class Confirmations:
             return Confirmation(event_id, kind, "waiting", top_up)
         return Confirmation(event_id, kind, await self._credit(top_up, session, event_id), top_up)
 
-    def _top_up_of(self, session: Mapping[str, Any], event_id: str) -> TopUp | None:
+    def _top_up_of(self, session: Mapping[str, Any], event: Mapping[str, Any], event_id: str) -> TopUp | None:
         metadata = session.get("metadata")
         path = metadata.get("transaction_path") if isinstance(metadata, Mapping) else None
         if path is None:
             return None  # a session of another application on the same Stripe account
-        try:
-            return TopUp.at(path)
-        except InvalidArgs:
-            if session.get("payment_status") == "paid":
-                self._report(None, event_id, session, "transaction_path")
-            return None
+        if event.get("account") is not None:
+            reason = "connected_account"
+        elif self._live and event.get("livemode") is not True:
+            reason = "test_mode"
+        else:
+            try:
+                return TopUp.at(path)
+            except InvalidArgs:
+                reason = "transaction_path"
+        if session.get("payment_status") == "paid":
+            self._report(None, event_id, session, reason)
+        return None
 
     async def _credit(self, top_up: TopUp, session: Mapping[str, Any], event_id: str) -> Outcome:
         amount_minor = session.get("amount_total")

@@ -7,6 +7,7 @@ on. Stripe's texts, which may quote parameters, are in `__cause__` alone.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import stripe
 from msgspec import Struct
+from stripe import WebhookSignature  # here: the library would import it at the first webhook
 
 from callboard import CallError, ConfigurationError, FailedPrecondition, InvalidArgs, NotFound, Unavailable
 from callboard.errors import Aborted, DeadlineExceeded, PermissionDenied, ResourceExhausted
@@ -79,6 +81,11 @@ class Payments:
         """Whether there is a key."""
         return self._settings.secret_key is not None
 
+    @property
+    def live(self) -> bool:
+        """Whether the key moves real money."""
+        return self._settings.secret_key is not None and _is_live(self._settings.secret_key.reveal())
+
     async def __aenter__(self) -> Self:
         settings = self._settings
         if settings.webhook_secret is not None:
@@ -91,12 +98,10 @@ class Payments:
             if url and not (urlsplit(url).scheme in ("http", "https") and urlsplit(url).netloc):
                 raise ConfigurationError(f"{name} is not an http address")
         key = settings.secret_key.reveal() if settings.secret_key is not None else ""
-        if settings.api_base and "_live_" in key[:9]:
+        if settings.api_base and self.live:
             raise ConfigurationError("STRIPE_API_BASE must not be shown a live key: unset one of the two")
         if key:
             self._client = await asyncio.to_thread(self._connect, key)
-        if self._client is not None or self._secrets:
-            await asyncio.to_thread(_import_events)
         return self
 
     async def __aexit__(
@@ -146,21 +151,22 @@ class Payments:
         return _plain(await _answer(self._stripe().v1.events.retrieve_async(event_id), within_s))
 
     def verified(self, payload: bytes, signature: str) -> dict[str, Any]:
-        """The event of a webhook's body, if one of our secrets signed these very bytes within the last 300 s.
+        """What a webhook's body holds, if one of our secrets signed these very bytes within the last 300 s.
 
-        InvalidArgs: it was not. Unavailable: no secret is set, so nobody can tell.
+        It may be of any version and kind: events of v2 destinations ("thin") come signed alike. InvalidArgs: nobody
+        signed it, or it is no JSON object. Unavailable: no secret is set, so nobody can tell.
         """
         if not self._secrets:
             raise Unavailable("No webhook can be verified: STRIPE_WEBHOOK_SECRET is not set.")
-        if signature.isascii():  # Stripe's own comparison raises TypeError for any other
-            for secret in self._secrets:
-                try:
-                    return _plain(stripe.Webhook.construct_event(payload, signature, secret, tolerance=TOLERANCE_S))
-                except stripe.SignatureVerificationError:
-                    continue  # perhaps the other secret, during rotation
-                except (ValueError, AttributeError, TypeError, KeyError):
-                    break  # signed or not, it is no event
-        raise InvalidArgs("The signature does not fit the body, or is too old.")
+        if not any(_signed(payload, signature, secret) for secret in self._secrets):  # two during rotation
+            raise InvalidArgs("The signature does not fit the body, or is too old.")
+        try:
+            event = json.loads(payload)
+        except (ValueError, RecursionError):
+            event = None
+        if not isinstance(event, dict):
+            raise InvalidArgs("The body is no event.")
+        return event
 
     def _stripe(self) -> stripe.StripeClient:
         if self._client is None:
@@ -179,6 +185,7 @@ class Payments:
         )
         for lazy in (client.v1.checkout.sessions, client.v1.events):
             lazy.__class__  # noqa: B018 - imported by being looked at
+        _import_events()
         return client
 
 
@@ -218,6 +225,20 @@ _TRANSLATIONS = (
     (stripe.PermissionError, lambda: PermissionDenied("Stripe does not allow this service's key to do that.")),
     (stripe.InvalidRequestError, lambda: NotFound("Stripe has no such object.")),
 )
+
+
+def _is_live(key: str) -> bool:
+    return key.startswith(("sk_live_", "rk_live_"))
+
+
+def _signed(payload: bytes, signature: str, secret: str) -> bool:
+    """Whether `secret` signed these bytes, by Stripe's own check."""
+    if not signature.isascii():
+        return False  # Stripe's comparison raises TypeError for any other
+    try:
+        return bool(WebhookSignature.verify_header(payload, signature, secret, TOLERANCE_S))
+    except (stripe.SignatureVerificationError, UnicodeDecodeError):
+        return False
 
 
 def _import_events() -> None:

@@ -2,18 +2,19 @@
 
 There is no service token: the signature over the raw bytes is the credential. 200 means that the event is dealt with,
 for good. Anything else makes Stripe send it again, for up to three days: 400 for a signature that does not fit, 413 for
-a body larger than any event, 503 while Firestore is away.
+a body larger than any event, 503 while Firestore is away or the plugin's settings are wrong.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from callboard import CallError, InvalidArgs, Unavailable
+from callboard import CallError, ConfigurationError, InvalidArgs, Unavailable
 from callboard.errors import BodyTooLarge
 from callboard.host import Host
 from callboard_firebase import Firebase
@@ -24,8 +25,9 @@ from callboard_firebase_management.payments import Payments
 PATH = "/webhooks/stripe"
 MAX_BODY_BYTES = 256 * 1024
 BODY_TIMEOUT_S = 10.0
-TIMEOUT_S = 15.0
-"""For the work; Stripe gives up on an answer after some more."""
+TIMEOUT_S = 7.0
+"""For the work; with the 2 s that giving back a transaction's locks may take, the answer is there in 10 s, for which
+Stripe lets the customer who has paid wait."""
 
 AT_ONCE = 50
 
@@ -44,10 +46,11 @@ class StripeWebhook:
         self._room = asyncio.Semaphore(AT_ONCE)
 
     async def receive(self, request: Request) -> Response:
-        payload = await _body(request)
-        event = (await self._host.shared(Payments)).verified(payload, request.headers.get("stripe-signature", ""))
-        firebase = await self._host.shared(Firebase)
-        confirmations = Confirmations(Ledger(firebase.client), self._log, self._host.telemetry)
+        try:
+            event, confirmations = await self._accept(request)
+        except CallError as error:
+            self._log.warning("webhook_refused", code=error.code, status=error.http_status)
+            raise
         try:
             async with asyncio.timeout(TIMEOUT_S), self._room:
                 await confirmations.apply(event)
@@ -56,6 +59,17 @@ class StripeWebhook:
             self._log.warning("webhook_failed", event_id=event.get("id"), code=code)
             raise Unavailable("The event could not be applied; send it again.") from error
         return JSONResponse({"received": True})
+
+    async def _accept(self, request: Request) -> tuple[dict[str, Any], Confirmations]:
+        """The event that was signed, and what applies it. Unavailable: this service is not set up for it."""
+        payload = await _body(request)
+        try:
+            payments = await self._host.shared(Payments)
+            event = payments.verified(payload, request.headers.get("stripe-signature", ""))
+            client = (await self._host.shared(Firebase)).client
+        except ConfigurationError as error:  # the plugin was put aside for it
+            raise Unavailable("Billing is not set up.") from error
+        return event, Confirmations(Ledger(client), self._log, self._host.telemetry, live=payments.live)
 
 
 async def _body(request: Request) -> bytes:
