@@ -10,7 +10,7 @@ from callboard import FailedPrecondition
 from callboard_firebase_management.balance import Balance, OtherCurrency, shown
 from callboard_firebase_management.money import EXACT, currency_of
 
-CHF, JPY, KWD = currency_of("CHF"), currency_of("JPY"), currency_of("KWD")
+CHF, ISK, JPY, KWD = (currency_of(code) for code in ("CHF", "ISK", "JPY", "KWD"))
 
 
 def test_a_new_balance_is_nothing_in_any_currency() -> None:
@@ -40,8 +40,10 @@ def test_documents_of_earlier_versions_are_read_by_their_digits() -> None:
     assert Balance.read(old, CHF) == Balance(CHF, 3_750, 5_000, 1_250)
     assert Balance.read(old, KWD) == Balance(KWD, 37_500, 50_000, 12_500)
     assert Balance.read({"current_balance": 0.1 + 0.2}, CHF) == Balance(CHF, 30)
-    with pytest.raises(FailedPrecondition):
-        Balance.read(old, JPY)
+    assert Balance.read({"current_expenses": 0.1234567}, CHF) == Balance(CHF, expenses=12)  # of a price by the token
+    for currency in (JPY, ISK):
+        with pytest.raises(FailedPrecondition):
+            Balance.read(old, currency)
 
 
 def test_integers_without_a_currency_must_agree_with_their_numbers() -> None:
@@ -52,9 +54,24 @@ def test_integers_without_a_currency_must_agree_with_their_numbers() -> None:
             Balance.read(fields, currency)
 
 
-def test_where_the_currency_is_known_the_integer_decides() -> None:
-    fields = {"currency": "CHF", "current_balance": 37.123, "current_balance_minor": 3_700}
-    assert Balance.read(fields, CHF) == Balance(CHF, 3_700)
+@pytest.mark.parametrize(
+    ("number", "minor"),
+    [(37, 3_700), (37.0049, 3_700), (36.995, 3_700), (37.123, 3_712), (36.99, 3_699), (0, 0), (-1.5, -150)],
+)
+def test_a_number_that_was_written_without_its_integer_counts(number: float, minor: int) -> None:
+    fields = {"currency": "CHF", "current_balance": number, "current_balance_minor": 3_700}
+    assert Balance.read(fields, CHF) == Balance(CHF, minor)
+    assert (shown(fields)["current_balance_minor"], shown(fields)["current_balance"]) == (minor, minor / 100)
+
+
+@pytest.mark.parametrize("minor", [EXACT, EXACT - 1, EXACT - 2, -EXACT])
+def test_an_integer_that_its_number_cannot_tell_apart_counts(minor: int) -> None:
+    assert Balance.read(Balance(CHF, minor).fields(), CHF) == Balance(CHF, minor)
+
+
+def test_an_integer_counts_where_the_number_is_none() -> None:
+    fields = {"currency": "CHF", "current_balance": "37.12", "current_topping": [], "current_topping_minor": 3_700}
+    assert Balance.read({**fields, "current_balance_minor": 3_712}, CHF) == Balance(CHF, 3_712, 3_700)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import pytest
 import stripe
+from google.cloud.firestore import Increment
 
 from callboard import CallError, FailedPrecondition, InvalidArgs, NotFound
 from callboard.context import Context, current_context
@@ -239,6 +240,22 @@ async def test_a_balance_of_an_earlier_version_is_converted_by_its_digits(
     assert {name: balance[f"{name}_minor"] for name in ("current_balance", "current_topping", "current_expenses")} == {
         "current_balance": 1_280, "current_topping": 6_250, "current_expenses": 4_970,
     }  # fmt: skip
+
+
+async def test_what_other_programs_book_is_not_undone_by_a_top_up(
+    service: FirebaseManagement, stripe_account: StripeControl
+) -> None:
+    """Programs of earlier versions know the numbers alone, and lower them."""
+    for charged, left in ((2.5, 1_000), (0.125, 2_238)):
+        begun = await service.add_top_up(MANDATE, CHF_12_50)
+        await stripe_account.pay(begun["session_id"])
+        await service.process_stripe_webhook({"id": await last_event(stripe_account)})
+        await service.document(BALANCE).update(
+            {"current_balance": Increment(-charged), "current_expenses": Increment(charged)}
+        )
+        info = await service.get_balance_info(MANDATE)
+        assert (info["current_balance_minor"], info["current_balance"]) == (left, left / 100)
+        assert info["current_balance_minor"] == info["current_topping_minor"] - info["current_expenses_minor"]
 
 
 # -- process_stripe_webhook

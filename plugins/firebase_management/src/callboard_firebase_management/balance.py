@@ -2,8 +2,13 @@
 
 It has one currency, that of the first top-up which reached it. `current_balance`, `current_topping` (all that was ever
 paid in) and `current_expenses` are numbers for reading; beside each stands `…_minor`, the integer that counts.
+
+Nothing here books expenses: other programs do, and the three amounts are theirs to keep in step (balance = toppings -
+expenses); a top-up raises the first two alike. Programs of earlier versions know the numbers and not the integers: a
+number that its integer does not stand for was written later, and counts, rounded half to even.
+
 Documents of earlier versions have neither the integers nor a currency: they are taken to be in the currency of the
-next top-up, if their numbers can be amounts of it.
+next top-up, unless it has no decimals and their numbers have.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from google.cloud.firestore import SERVER_TIMESTAMP
 
 from callboard import FailedPrecondition, InvalidArgs
 from callboard_firebase import to_wire
-from callboard_firebase_management.money import EXACT, Currency, currency_of, exactly, number
+from callboard_firebase_management.money import EXACT, Currency, currency_of, exactly, nearest, number
 
 NAMES = ("current_balance", "current_topping", "current_expenses")
 
@@ -77,8 +82,8 @@ def shown(fields: Mapping[str, Any] | None) -> dict[str, Any]:
     answer: dict[str, Any] = {"currency": currency.code if currency else None}
     for name in NAMES:
         if currency is not None:
-            minor: int | None = _minor(fields, name, currency, sure=True)
-            answer[name], answer[f"{name}_minor"] = number(minor or 0, currency), minor
+            amount = _minor(fields, name, currency, sure=True)
+            answer[name], answer[f"{name}_minor"] = number(amount, currency), amount
         else:
             stored, minor = fields.get(name, 0), fields.get(f"{name}_minor", 0 if name not in fields else None)
             answer[name], answer[f"{name}_minor"] = to_wire(stored), to_wire(minor)
@@ -88,19 +93,27 @@ def shown(fields: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _minor(fields: Mapping[str, Any], name: str, currency: Currency, *, sure: bool) -> int:
-    """`{name}_minor`, else the number `name`. Unless the currency is `sure`, the two must agree: a document without a
-    currency may have been counted in smaller or larger units."""
+    """What a document holds under `name`, in minor units. Unless the currency is `sure`, number and integer must agree:
+    a document without a currency may have been counted in smaller or larger units."""
     stored, minor = fields.get(name), fields.get(f"{name}_minor")
-    try:
-        from_number = None if stored is None else exactly(stored, currency)
-        if minor is None:
-            return from_number or 0
-    except InvalidArgs:
-        if minor is None or not sure:
-            raise FailedPrecondition(f"The balance holds what is no amount of {currency.code}.") from None
-        from_number = minor
-    if not isinstance(minor, int) or isinstance(minor, bool) or abs(minor) > EXACT:
+    if minor is not None and (type(minor) is not int or abs(minor) > EXACT):
         raise FailedPrecondition("The balance holds what is no amount.")
-    if not sure and from_number not in (None, minor):
+    if stored is None:
+        return minor or 0
+    try:
+        from_number = nearest(stored, currency) if sure or _has_decimals(currency) else exactly(stored, currency)
+    except InvalidArgs:
+        if minor is not None and sure:
+            return minor
+        raise FailedPrecondition(f"The balance holds what is no amount of {currency.code}.") from None
+    if minor is None or minor == from_number:
+        return from_number
+    if stored == number(minor, currency):  # so large that numbers do not tell its minor units apart
+        return minor
+    if not sure:
         raise FailedPrecondition(f"The balance was not counted in {currency.code}.")
-    return minor
+    return from_number
+
+
+def _has_decimals(currency: Currency) -> bool:
+    return currency.unit < 10**currency.exponent
