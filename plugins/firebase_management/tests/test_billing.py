@@ -429,13 +429,32 @@ async def test_usage_is_stored_rounded_beside_its_minor_units(service: FirebaseM
 async def test_usage_without_a_currency_takes_the_balances(service: FirebaseManagement, store: Store) -> None:
     assert (await service.upload_token_usage("ada", {"job_id": "j1", "cost": 1.006}))["currency"] == "USD"
     await store(BALANCE, {"currency": "JPY", "current_balance_minor": 0})
-    answer = await service.upload_token_usage("ada", {"job_id": "j1", "cost": 1.6})
-    assert answer == {"job_id": "j1", "currency": "JPY", "cost": 2, "cost_minor": 2}
+    answer = await service.upload_token_usage("ada", {"job_id": "j2", "cost": 1.6})
+    assert answer == {"job_id": "j2", "currency": "JPY", "cost": 2, "cost_minor": 2}
+
+
+async def test_the_usage_of_a_job_stays_in_its_currency(service: FirebaseManagement, stored: Stored) -> None:
+    """What is merged into it must not make other amounts of those that are there."""
+    await service.upload_token_usage("ada", {"job_id": "j1", "input_cost": 1.234, "currency": "KWD"})
+    answer = await service.upload_token_usage("ada", {"job_id": "j1", "output_cost": 1.234})
+    assert (answer["currency"], answer["output_cost_minor"]) == ("KWD", 1_234)
+    with pytest.raises(FailedPrecondition, match="KWD"):
+        await service.upload_token_usage("ada", {"job_id": "j1", "output_cost": 9, "currency": "CHF"})
+    found = await stored("clients/ada/token_usage/j1") or {}
+    assert (found["currency"], found["input_cost_minor"], found["output_cost"]) == ("KWD", 1_234, 1.234)
+
+
+async def test_an_integer_alone_has_its_number_written_beside_it(service: FirebaseManagement, stored: Stored) -> None:
+    await service.upload_token_usage("ada", {"job_id": "j1", "cost": 9})
+    await service.upload_token_usage("ada", {"job_id": "j1", "cost_minor": 5})
+    found = await stored("clients/ada/token_usage/j1") or {}
+    assert (found["cost"], found["cost_minor"]) == (0.05, 5)
 
 
 @pytest.mark.parametrize(
     "data", [{}, {"job_id": 1}, {"job_id": "a/b"}, {"job_id": "j", "cost": "much"}, {"job_id": "j", "currency": "XXX"},
-             {"job_id": "j", "cost": {"$op": "increment", "by": 1}}, {"job_id": "j", "cost": True}]
+             {"job_id": "j", "cost": {"$op": "increment", "by": 1}}, {"job_id": "j", "cost": True},
+             {"job_id": "j", "cost_minor": {"$op": "increment", "by": 1}}, {"job_id": "j", "cost_minor": "5"}]
 )  # fmt: skip
 async def test_usage_that_is_refused(service: FirebaseManagement, data: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgs):

@@ -223,18 +223,22 @@ class Billing(FirestoreService):
     async def upload_token_usage(self, user_id: str, data: dict[str, Any]) -> dict[str, Any]:
         """Write the usage of a job to `clients/{user_id}/token_usage/{data.job_id}`, merging.
 
-        Amounts (see `get_all_expenses`) are rounded, half to even, to the decimals of `data.currency` (the balance's,
-        else USD, when it is not there), and stored with `…_minor` beside them; where `data` has the `…_minor`, it
-        decides. `timestamp` becomes the server's time. Returns `{"job_id", "currency"}` and the amounts as stored. It
-        charges nothing.
+        Amounts (see `get_all_expenses`) are rounded, half to even, to the decimals of `data.currency` (when it is not
+        there: of what the job's usage is in already, else the balance's, else USD), and stored with `…_minor` beside
+        them; where `data` has the `…_minor`, it decides. `timestamp` becomes the server's time. Returns `{"job_id",
+        "currency"}` and the amounts as stored. It charges nothing. FAILED_PRECONDITION: the job's usage is in another
+        currency.
         """
         fields = fields_from_wire(data)
         job_id = fields.get("job_id")
         if not isinstance(job_id, str):
             raise InvalidArgs("data.job_id: a text that names the document is needed")
         reference = self.document(join("clients", check_identifier(user_id, "user_id"), "token_usage", job_id))
-        given = fields.get("currency")
-        currency = await self._currency(user_id) if given is None else currency_of(given)
+        found = (await get_document(self.client, reference.path)).document
+        own, given = _currency_in(found.data) if found is not None else None, fields.get("currency")
+        currency = currency_of(given) if given is not None else own or await self._currency(user_id)
+        if own not in (None, currency):
+            raise FailedPrecondition(f"The usage of this job is in {own.code}.")
         stored = {**with_minor(fields, currency, strict=True), "currency": currency.code}
         await self.put(reference, {**stored, "timestamp": SERVER_TIMESTAMP}, merge=True)
         amounts = {name: value for name, value in stored.items() if _MONEY.fullmatch(name.removesuffix("_minor"))}
@@ -265,13 +269,13 @@ def with_minor(fields: Mapping[str, Any], currency: Currency, *, strict: bool = 
     What is no amount stays as it is, or is INVALID_ARGS when `strict`.
     """
     answer = dict(fields)
-    for name, value in fields.items():
+    for name in dict.fromkeys(name.removesuffix("_minor") for name in fields):
         if not _MONEY.fullmatch(name):
             continue
         minor = fields.get(f"{name}_minor")
         try:
             if type(minor) is not int:
-                minor = nearest(value, currency)
+                minor = nearest(fields.get(name), currency)
             answer[name], answer[f"{name}_minor"] = number(minor, currency), minor
         except InvalidArgs:
             if strict:

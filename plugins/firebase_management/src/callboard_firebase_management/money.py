@@ -82,7 +82,7 @@ def charge(amount: Amount | Decimal, currency: Currency) -> int:
     return int(minor)
 
 
-def nearest(value: float | str | Decimal, currency: Currency) -> int:
+def nearest(value: object, currency: Currency) -> int:
     """Minor units of any stored number, rounded half to even to what the currency has; InvalidArgs: it is no number."""
     units = (_decimal(value).scaleb(currency.exponent) / currency.unit).quantize(Decimal(1), ROUND_HALF_EVEN)
     if abs(minor := int(units) * currency.unit) > EXACT:
