@@ -288,6 +288,30 @@ async def test_a_retry_of_a_top_up_is_the_same_top_up(shop: Shop) -> None:
     assert len([path for method, path in (await shop.account.state())["requests"] if method == "POST"]) <= 5
 
 
+async def test_two_replicas_make_one_top_up_and_one_credit(
+    open_shop: Callable[..., Any], firestore_server: FirestoreProcess
+) -> None:
+    shops: list[Shop] = [await open_shop(firestore_server.address) for _ in range(2)]
+    await shops[0].account.hold()
+    method, args = "FIREBASE_MANAGEMENT.add_top_up", (MANDATE, {"currency": "CHF", "amount": 12.5})
+    key = uuid.uuid4().hex
+    begun, same = await asyncio.gather(
+        *(shop.service.call(method, *args, as_user="ada", with_key=key) for shop in shops)
+    )
+    assert begun == same
+    [session] = (await shops[0].account.state())["sessions"]
+
+    await shops[0].account.pay(session["id"])
+    [event] = await shops[0].events("checkout.session.completed")
+    deliveries = shops[0].account.deliver([event] * 3, at_once=True)  # three to each of the two
+    calls = [shop.call("process_stripe_webhook", {"id": event}) for shop in shops]
+    statuses, *done = await asyncio.gather(deliveries, *calls)
+    assert statuses == [200] * 6
+    assert {one["outcome"] for one in done} <= {"added", "already_added"}
+    assert [await shop.balance() for shop in shops] == [1_250] * 2
+    assert sum(len(shop.lines("top_up_added")) for shop in shops) == 1
+
+
 async def test_with_the_guard_off_a_second_delivery_credits_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control of the tests above."""
     monkeypatch.setattr(ledger, "awaits_credit", lambda stored: True)
