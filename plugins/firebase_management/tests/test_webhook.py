@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from callboard.testing import TOKEN, CallFailed
-from callboard_firebase_management import ledger, transactions, webhook
+from callboard_firebase_management import ledger, payments, transactions, webhook
 from callboard_local import FirestoreProcess
 
 from .shop import MANDATE, Shop, eventually, signed
@@ -286,6 +286,30 @@ async def test_a_retry_of_a_top_up_is_the_same_top_up(shop: Shop) -> None:
             await shop.service.call(method, *args, as_user="ada", with_key=f"{key}2")
         assert failed.value.code == "FAILED_PRECONDITION"
     assert len([path for method, path in (await shop.account.state())["requests"] if method == "POST"]) <= 5
+
+
+async def test_an_event_that_stripe_did_not_give_in_time_is_asked_for_again_under_its_key(
+    open_shop: Callable[..., Any], firestore_server: FirestoreProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop: Shop = await open_shop(firestore_server.address)
+    await shop.account.hold()
+    begun = await shop.top_up()
+    await shop.account.pay(begun["session_id"])
+    [event] = await shop.events("checkout.session.completed")
+
+    async def tell() -> Any:
+        method = "FIREBASE_MANAGEMENT.process_stripe_webhook"
+        return await shop.service.call(method, {"id": event}, as_user="ada", with_key="k1")
+
+    await shop.account.fail("hang", times=100)
+    with monkeypatch.context() as hurried:
+        hurried.setattr(payments, "LONGEST_S", 0.2)
+        with pytest.raises(CallFailed) as failed:
+            await tell()
+    assert failed.value.code == "UNAVAILABLE"
+    await shop.account.heal()
+    assert (await tell())["outcome"] == "added"
+    assert (await tell())["outcome"] == "added"  # the stored answer
 
 
 async def test_two_replicas_make_one_top_up_and_one_credit(

@@ -13,7 +13,8 @@ from typing import Annotated, Any, TypedDict
 import msgspec
 from google.cloud.firestore import SERVER_TIMESTAMP
 
-from callboard import CallError, FailedPrecondition, InvalidArgs, NotFound, method
+from callboard import CallError, FailedPrecondition, InvalidArgs, NotFound, Unavailable, method
+from callboard.errors import Aborted, DeadlineExceeded
 from callboard.messages import check_identifier
 from callboard_firebase import collection_path, fields_from_wire, find, get_document, join, segment, to_wire
 from callboard_firebase_management.balance import Balance, currency_in, shown
@@ -133,14 +134,19 @@ class Billing(FirestoreService):
 
         `{"event_id", "type", "outcome", "transaction_path"}`; the outcome is `added`, `already_added`, `waiting` (not
         paid yet), `failed` (nothing will come), `unapplied` (paid, and no balance could take it: see the transaction)
-        or `ignored`. NOT_FOUND: Stripe has no such event. The way of most events is `POST /webhooks/stripe`; this one
-        is for those that were missed, and for old clients.
+        or `ignored`. NOT_FOUND: Stripe has no such event. UNAVAILABLE: Stripe or Firestore is away or too slow; send it
+        again. The way of most events is `POST /webhooks/stripe`; this one is for those that were missed, and for old
+        clients.
         """
         event_id = event_data.get("id")
         if not isinstance(event_id, str) or not _EVENT_ID.fullmatch(event_id):
             raise InvalidArgs("event_data.id: the id of a Stripe event is needed, evt_….")
-        event = await self.payments.event(event_id, within_s=self._time_for_stripe())
-        done = await self.confirmations.apply(event)
+        try:
+            event = await self.payments.event(event_id, within_s=self._time_for_stripe())
+            done = await self.confirmations.apply(event)
+        except (Aborted, DeadlineExceeded) as error:
+            # Passing like UNAVAILABLE, but they would be kept as the answer under the call's idempotency key.
+            raise Unavailable("The event could not be applied in time; send it again.") from error
         return {
             "event_id": done.event_id,
             "type": done.type,
