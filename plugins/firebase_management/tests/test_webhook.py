@@ -177,6 +177,28 @@ async def test_a_body_that_does_not_come(shop: Shop, monkeypatch: pytest.MonkeyP
     writer.close()
 
 
+async def test_bodies_that_are_slow_together_hold_no_more_than_so_much(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "MAX_HELD_BYTES", 1_000)
+    for _ in range(5):
+        assert (await shop.post(b"x" * 900, None)).status_code == 400  # what was refused is held no longer
+    host, port = shop.service.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = b"POST /webhooks/stripe HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\nExpect: 100-continue\r\n\r\n"
+    writer.write(head)
+    assert b" 100 " in await reader.readline()  # it waits for the body
+    writer.write(b"x" * 800)
+    await writer.drain()
+
+    async def answered(status: int) -> bool:
+        return (await shop.post(b"x" * 300, None)).status_code == status
+
+    await eventually(lambda: answered(503))
+    writer.close()
+    await eventually(lambda: answered(400))
+
+
 async def test_two_secrets_during_rotation(open_shop: Callable[..., Any], firestore_server: FirestoreProcess) -> None:
     shop = await open_shop(firestore_server.address, STRIPE_WEBHOOK_SECRET="whsec_new,whsec_old")
     payload = json.dumps({"id": "evt_1", "object": "event", "type": "invoice.paid", "data": {"object": {}}})

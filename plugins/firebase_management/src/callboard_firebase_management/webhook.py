@@ -24,6 +24,9 @@ from callboard_firebase_management.payments import Payments
 
 PATH = "/webhooks/stripe"
 MAX_BODY_BYTES = 256 * 1024
+MAX_HELD_BYTES = 64 * MAX_BODY_BYTES
+"""Of all bodies that are arriving: anybody may send some, and who did is known when a body is whole."""
+
 BODY_TIMEOUT_S = 10.0
 TIMEOUT_S = 7.0
 """For the work; with the 2 s that giving back a transaction's locks may take, the answer is there in 10 s, for which
@@ -44,6 +47,7 @@ class StripeWebhook:
         self._host = host
         self._log = host.telemetry.log.bind(namespace="FIREBASE_MANAGEMENT")
         self._room = asyncio.Semaphore(AT_ONCE)
+        self._held_bytes = 0
 
     async def receive(self, request: Request) -> Response:
         try:
@@ -62,7 +66,7 @@ class StripeWebhook:
 
     async def _accept(self, request: Request) -> tuple[dict[str, Any], Confirmations]:
         """The event that was signed, and what applies it. Unavailable: this service is not set up for it."""
-        payload = await _body(request)
+        payload = await self._body(request)
         try:
             payments = await self._host.shared(Payments)
             event = payments.verified(payload, request.headers.get("stripe-signature", ""))
@@ -71,16 +75,20 @@ class StripeWebhook:
             raise Unavailable("Billing is not set up.") from error
         return event, Confirmations(Ledger(client), self._log, self._host.telemetry, live=payments.live)
 
-
-async def _body(request: Request) -> bytes:
-    """The raw bytes, not one more than an event may have."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise BodyTooLarge
-    except (TimeoutError, ClientDisconnect):
-        raise InvalidArgs("The body did not arrive.") from None
-    return bytes(body)
+    async def _body(self, request: Request) -> bytes:
+        """The raw bytes, not one more than an event may have."""
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for chunk in request.stream():
+                    body += chunk
+                    self._held_bytes += len(chunk)
+                    if len(body) > MAX_BODY_BYTES:
+                        raise BodyTooLarge
+                    if self._held_bytes > MAX_HELD_BYTES:
+                        raise Unavailable("Too many bodies are being sent; send this one again.")
+        except (TimeoutError, ClientDisconnect):
+            raise InvalidArgs("The body did not arrive.") from None
+        finally:
+            self._held_bytes -= len(body)
+        return bytes(body)
