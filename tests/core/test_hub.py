@@ -227,6 +227,13 @@ async def test_metrics_name_prefixes_and_never_users(hub: Hub, bus: Bus, uid: st
     assert recorded.metric("callboard_event_lag_seconds_sum") >= 2
 
 
+async def test_metrics_name_no_user_whose_id_ends_a_thread_key(hub: Hub, bus: Bus, recorded: Recorded) -> None:
+    channel = bus.channel_of("chat.message", "7", ("space", "invoice-17"))
+    await hub.join(outbox("7"), [channel])
+    hub.deliver(channel, message(type="chat.message", uid="7"))
+    assert recorded.metric("callboard_events_delivered_total", prefix="chat:") == 1
+
+
 async def test_one_full_outbox_costs_the_others_nothing(hub: Hub, uid: str, recorded: Recorded) -> None:
     overflows: list[str] = []
     small = Outbox(uid, lambda: overflows.append("small"), max_bytes=200)

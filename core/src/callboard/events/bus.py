@@ -109,6 +109,11 @@ class Bus:
         prefixes = [prefix for segment, prefix in self._prefixes.items() if segment != "chat"]
         return [prefix + uid for prefix in dict.fromkeys([self._user_prefix, *prefixes])]
 
+    def prefix_in(self, channel: str) -> str:
+        """The prefix that a channel begins with, the longest that does: what metrics may name. Empty for none."""
+        prefixes = (self._user_prefix, *self._prefixes.values())
+        return max((prefix for prefix in prefixes if channel.startswith(prefix)), key=len, default="")
+
     async def publish(self, event: Event, /, *, specific: tuple[str, ...] = ()) -> None:
         """Send an event on its channel; `id` and `timestamp` are filled in when they are empty.
 

@@ -63,7 +63,7 @@ class Hub:
     async def _enter(self, outbox: Outbox, channel: str) -> None:
         room = self._rooms.get(channel)
         if room is None:
-            room = self._rooms[channel] = _Room(_label(channel, outbox.uid), self._telemetry)
+            room = self._rooms[channel] = _Room(self._bus.prefix_in(channel), self._telemetry)
         room.outboxes[outbox] = None
         outbox.channels.append(channel)
         await self._bus.subscribe(channel)
@@ -139,10 +139,3 @@ class Hub:
 
     def _count_dropped(self, label: str, reason: str) -> None:
         self._telemetry.metrics.events_dropped.labels(label, reason).inc()
-
-
-def _label(channel: str, uid: str) -> str:
-    """The channel's prefix, for metrics: never the user."""
-    if channel.endswith(uid):
-        return channel.removesuffix(uid)
-    return channel.partition(":")[0] + ":"
