@@ -55,6 +55,17 @@ async def test_snapshot(service: FirebaseRealtime, tree: Tree) -> None:
     assert (before - datetime.fromisoformat(sync.as_of)).total_seconds() > 4
 
 
+@pytest.mark.parametrize("thread", [Thread("a.b", "t1"), Thread("acme", "t.1", "chats"), Thread("clients", "ada")])
+async def test_a_thread_that_cannot_exist_is_empty(
+    service: FirebaseRealtime, tree: Tree, follow: Follow, thread: Thread
+) -> None:
+    await tree.put("clients/chats/ada/messages/m1", {"content": "no space's"})
+    [snapshot] = await chat_of(service, thread).snapshot(ADA)
+    following = await (await follow(chat_of(service, thread), ADA))()
+    for sync in (snapshot, following):
+        assert (sync.type, sync.payload["mode"], sync.payload["messages"]) == ("chat.sync", None, [])
+
+
 async def test_sync_then_deltas(service: FirebaseRealtime, tree: Tree, follow: Follow) -> None:
     await tree.put(MESSAGES, {"m0": {"content": "old", "read": False}})
     next_event = await follow(chat_of(service, CHATS), ADA)

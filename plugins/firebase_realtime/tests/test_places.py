@@ -12,6 +12,7 @@ from callboard import InvalidArgs
 from callboard_firebase.realtime import PushIds
 from callboard_firebase_realtime.places import (
     children,
+    has_thread,
     inbox_path,
     key_order,
     made_at,
@@ -30,6 +31,13 @@ def test_the_paths_of_the_contract() -> None:
     assert thread_path("acme", "-Nabc", "job_chats") == "acme/job_chats/-Nabc"
     assert messages_path("acme", "-Nabc", "chats") == "acme/chats/-Nabc/messages"
     assert inbox_path("ada") == "clients/ada/direct_message_notif"
+
+
+def test_threads_that_the_database_cannot_hold() -> None:
+    assert has_thread("a@b=c+d", "-N1")
+    assert not has_thread("a.b", "t1")
+    assert not has_thread("acme", "t.1")
+    assert not has_thread("clients", "t1")
 
 
 @pytest.mark.parametrize("odd", ["", "a/b", "..", "a.b", "a$", "a#b", "[a]", "a b", "é", "x" * 129, 3, None])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from callboard import Thread
 from callboard_firebase.items import SYNC_LIMIT
 from callboard_firebase.realtime import NodeBatch, Query, RealtimeDatabase
-from callboard_firebase_realtime.places import MODES, Mode, messages_path, thread_path
+from callboard_firebase_realtime.places import MODES, Mode, has_thread, messages_path, thread_path
 
 NEWEST = Query(limit_to_last=SYNC_LIMIT)
 
@@ -31,7 +31,12 @@ NOTHING = Seen(None, True, [], {})
 
 
 async def find_mode(database: RealtimeDatabase, thread: Thread) -> Mode | None:
-    """The kind that a thread is of: the one it was opened as; for `auto` the one that exists, `chats` if both do."""
+    """The kind that a thread is of: the one it was opened as; for `auto` the one that exists, `chats` if both do.
+
+    None: there is none, or can be none.
+    """
+    if not has_thread(*thread.place):
+        return None
     if thread.mode != "auto":
         return thread.mode
     nodes = await asyncio.gather(
@@ -44,7 +49,7 @@ async def watch_thread(database: RealtimeDatabase, thread: Thread) -> AsyncGener
     """The thread's newest messages, batch by batch, until closed. Raises what ended the watch.
 
     A thread opened as `auto` that does not exist yet is first seen as `NOTHING`; then both kinds are watched until one
-    has a message, and from then on that one.
+    has a message, and from then on that one. One that cannot exist (see `has_thread`) stays at `NOTHING`.
     """
     mode = await find_mode(database, thread)
     if mode is not None:
@@ -53,6 +58,8 @@ async def watch_thread(database: RealtimeDatabase, thread: Thread) -> AsyncGener
                 yield _seen(mode, batch)
         return
     yield NOTHING
+    if not has_thread(*thread.place):
+        await asyncio.Event().wait()  # there will be nothing, until it is closed
     async with aclosing(_watch_both(database, thread)) as found:
         async for seen in found:
             yield seen

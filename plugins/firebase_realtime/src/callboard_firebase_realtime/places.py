@@ -39,6 +39,11 @@ def thread_path(space_code: str, thread_key: str, mode: Mode) -> str:
     return f"{threads_path(space_code, mode)}/{_segment(thread_key, 'thread_key')}"
 
 
+def has_thread(space_code: str, thread_key: str) -> bool:
+    """Whether the database can hold a thread of this name: it takes no dots, and `clients` is no space."""
+    return space_code != _CLIENTS and "." not in space_code + thread_key
+
+
 def messages_path(space_code: str, thread_key: str, mode: Mode) -> str:
     return f"{thread_path(space_code, thread_key, mode)}/messages"
 
