@@ -150,6 +150,31 @@ async def test_renewing_a_lease_that_was_taken_over_leaves_it_alone(leases: Leas
     assert await successor.renew()
 
 
+async def test_an_owner_is_told_of_nudges_once_when_it_renews(
+    leases: Leases, key: str, connections: Connections
+) -> None:
+    await leases.nudge(key)
+    assert await connections.commands.exists(key) == 0, "of a lease that nobody holds, nothing stays"
+    lease = await take(leases, key, "owner")
+    assert await lease.renew()
+    assert not lease.nudged
+
+    await leases.nudge(key)
+    await leases.nudge(key)
+    assert not lease.nudged
+    assert await lease.renew()
+    assert lease.nudged
+    lease.nudged = False
+    assert await lease.renew()
+    assert not lease.nudged
+
+    await leases.nudge(key)
+    await lease.release()
+    successor = await take(leases, key, "next")
+    assert await successor.renew()
+    assert not successor.nudged, "it begins with the state as it is then"
+
+
 async def test_releasing_what_is_anothers_leaves_it_alone(leases: Leases, key: str) -> None:
     silent = await take(leases, key, "silent", SHORT_S)
     successor = await take_when_expired(leases, key, "next")

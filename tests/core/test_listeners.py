@@ -24,6 +24,7 @@ from redis.asyncio import Redis
 
 from callboard.context import Context, current_context
 from callboard.errors import InvalidArgs, PermissionDenied, Unavailable
+from callboard.fleet.roster import Roster
 from callboard.fleet.supervisor import Patience
 from callboard.messages import Event
 from callboard.service import ListenerSpec, Service, User, listener
@@ -417,6 +418,49 @@ async def test_sync_publishes_the_snapshot(own_valkey: ValkeyServer, heard: Hear
         await own_valkey.kill()
         with pytest.raises(Unavailable):
             await one.listeners.sync("ann")
+
+
+@pytest.mark.parametrize("asked", ["owner", "other"])
+@pytest.mark.parametrize("followed", [True, False])
+async def test_a_sync_that_a_delta_has_overtaken_is_followed_by_the_listeners_own(
+    own_valkey: ValkeyServer, heard: Heard, monkeypatch: pytest.MonkeyPatch, asked: str, followed: bool
+) -> None:
+    if not followed:  # the control
+
+        async def nothing(*args: Any) -> None: ...
+
+        monkeypatch.setattr(Roster, "sync_soon", nothing)
+    async with replica(own_valkey) as one, replica(own_valkey, name="two") as two:
+        await one.presence.register("ann", "s1")
+        await eventually(lambda: len(one.shop.items_source.feeds) == 1 and one.listeners.is_active("ann", ITEMS))
+        answering = one if asked == "owner" else two
+        read, overtaken = asyncio.Event(), asyncio.Event()
+        snapshot = answering.shop.items_source.snapshot
+
+        async def slow(user: User) -> list[Event]:
+            events = await snapshot(user)
+            if not read.is_set():
+                read.set()
+                await overtaken.wait()
+            return events
+
+        monkeypatch.setattr(answering.shop.items_source, "snapshot", slow)
+        syncing = asyncio.create_task(answering.listeners.sync("ann"))
+        await read.wait()
+        one.shop.items_source.delta("ann")
+        await heard.until("notif.add")
+        overtaken.set()
+        assert (await syncing).failed == []
+
+        before = time.monotonic()
+        await eventually(lambda: min_renewed(one) > before)
+        one.shop.items_source.delta("ann", 2)
+        await heard.until("notif.add", 2)
+        since = [event for event in heard.events if event["listener"] == ITEMS]
+        since = since[[event["type"] for event in since].index("notif.add") + 1 :]
+        stale, *own, _ = since
+        assert (stale["type"], "fence" in stale) == ("notif.sync", False)
+        assert [(event["type"], "fence" in event) for event in own] == ([("notif.sync", True)] if followed else [])
 
 
 @pytest.mark.parametrize("payload", [{"at": object()}, {"filling": "x" * 300_000}])

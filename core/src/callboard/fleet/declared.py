@@ -22,7 +22,12 @@ class Instance(NamedTuple):
 
     @property
     def lease_key(self) -> str:
-        return f"callboard:lease:listener:{':'.join((self.name, *self.place))}:{{{self.uid}}}"
+        return f"callboard:lease:listener:{self.source_name}:{{{self.uid}}}"
+
+    @property
+    def source_name(self) -> str:
+        """`listener` in its events: one per thread says which, for each has a lease, hence fences, of its own."""
+        return ":".join((self.name, *self.place))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +50,8 @@ class Declared:
         return Instance(uid, self.name, thread.place if thread is not None and self.per_thread else ())
 
     def source_name(self, thread: Thread | None = None) -> str:
-        """`listener` in its events: one per thread says which, for each has a lease, hence fences, of its own."""
-        return ":".join((self.name, *self.instance("", thread).place))
+        """`Instance.source_name`, whosever it is."""
+        return self.instance("", thread).source_name
 
     def make(self, thread: Thread | None = None) -> Any:
         listener = self.spec.factory()

@@ -1,6 +1,7 @@
 """The one lease primitive: owned, renewed, fenced.
 
-A lease is a Redis hash: `owner`, `expires` (milliseconds, by the server's clock) and `fence`. While it is held it has
+A lease is a Redis hash: `owner`, `expires` (milliseconds, by the server's clock), `fence`, and `nudges`, how often
+others have asked for its owner's attention, who is told at each renewal. While it is held it has
 no Redis TTL, so that eviction (volatile-lru) cannot free it. A released lease, and a swept expired one, stays behind as
 a tombstone with a Redis TTL that holds the fence alone. `callboard:leases` is how the sweep finds what nobody released:
 a sorted set of the leases' keys, entered before a lease is taken, scored by when (ms) to look at it.
@@ -47,6 +48,7 @@ local function lease_take(key, owner, ttl_ms)
   if not running then
     fence = math.max(fence + 1, now)
     taken_over = (l[1] and l[1] ~= owner) and 1 or 0
+    redis.call('HDEL', key, 'nudges')
   end
   redis.call('HSET', key, 'owner', owner, 'expires', string.format('%.0f', now + ttl_ms),
              'fence', string.format('%.0f', fence), 'taken_over', taken_over)
@@ -56,7 +58,7 @@ end
 
 -- leave the tombstone
 local function lease_bury(key, tombstone_ms)
-  redis.call('HDEL', key, 'owner', 'expires', 'taken_over')
+  redis.call('HDEL', key, 'owner', 'expires', 'taken_over', 'nudges')
   redis.call('PEXPIRE', key, tombstone_ms)
 end
 """
@@ -72,11 +74,12 @@ _ACQUIRE = LUA + "return {lease_take(KEYS[1], ARGV[1], ARGV[2])}"
 _RENEW = (
     LUA
     + """
-if not lease_holds(KEYS[1], ARGV[1]) then return 0 end
+if not lease_holds(KEYS[1], ARGV[1]) then return -1 end
 lease_take(KEYS[1], ARGV[1], ARGV[2])
-return 1
+return tonumber(redis.call('HGET', KEYS[1], 'nudges') or 0)
 """
 )
+_NUDGE = "if redis.call('HEXISTS', KEYS[1], 'owner') == 1 then redis.call('HINCRBY', KEYS[1], 'nudges', 1) end"
 _RELEASE = LUA + "if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then lease_bury(KEYS[1], ARGV[2]) end"
 _OWNER = (
     LUA
@@ -148,6 +151,10 @@ class Leases:
         owner: bytes | None = await self._run(_OWNER, key)
         return None if owner is None else owner.decode()
 
+    async def nudge(self, key: str) -> None:
+        """Have the owner of the lease on `key`, if there is one, find it `nudged` at its next renewal."""
+        await self._run(_NUDGE, key)
+
     async def sweep(self, look_again_s: float = 1_800) -> int:
         """Bury the leases that expired and were neither released nor taken over; their number.
 
@@ -185,15 +192,21 @@ class Lease:
         self.taken_over = taken_over
         """The previous owner let it expire: it went silent instead of releasing it."""
         self.ttl_s = ttl_s
+        self.nudged = False
+        """Somebody has nudged it, and it was renewed since; whoever heeds it sets it back."""
+        self._nudges = 0
         self._leases = leases
         self._renewed_at = renewed_at
 
     async def renew(self) -> bool:
         """Start its time anew. False: it expired, or is another's; it stays lost. Unavailable: not known."""
         began = time.monotonic()
-        if not await self._leases._run(_RENEW, self.key, self.owner, int(self.ttl_s * 1000)):
+        nudges = await self._leases._run(_RENEW, self.key, self.owner, int(self.ttl_s * 1000))
+        if nudges < 0:
             self._renewed_at = float("-inf")
             return False
+        if nudges != self._nudges:
+            self._nudges, self.nudged = nudges, True
         self._renewed_at = began
         return True
 

@@ -176,10 +176,17 @@ class Listeners:
 
         The user's, on their channels, and that of the threads which this replica has open for them; with `thread`, that
         thread's alone, whoever has it open.
+
+        They are read beside the running listeners, whose deltas may overtake them. So each of those publishes a sync of
+        its own afterwards, in order: at once where it runs here, else at its next renewal, within a third of a lease.
         """
-        if thread is not None:
-            return await self._snapshots.publish(uid, [self._as_wanted(uid, thread)], whole=False)
-        return await self._snapshots.publish(uid, self._threads.of(uid))
+        threads = self._threads.of(uid) if thread is None else [self._as_wanted(uid, thread)]
+        synced = await self._snapshots.publish(uid, threads, whole=thread is None)
+        instances = [one.instance(uid, each) for each in threads for one in self._per(thread=True)]
+        if thread is None:
+            instances += [one.instance(uid) for one in self._per(thread=False)]
+        await self._roster.sync_soon(one for one in instances if one.source_name not in synced.failed)
+        return synced
 
     async def restart(self, uid: str, name: str | None = None) -> None:
         """Begin the user's listeners anew where they run on this replica: all of them, or those called `name`."""

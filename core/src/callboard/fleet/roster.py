@@ -121,6 +121,17 @@ class Roster:
             if supervisor.state != "stopping":  # a release must not be interrupted
                 task.cancel()
 
+    async def sync_soon(self, instances: Iterable[Instance]) -> None:
+        """Have those that run publish a sync: now where they run here, else at their next renewal. Unavailable."""
+        elsewhere = []
+        for instance in instances:
+            if (running := self.running.get(instance)) is not None:
+                running.supervisor.sync_soon()
+            else:
+                elsewhere.append(instance)
+        for some in chunks(elsewhere, _AT_A_TIME):
+            await asyncio.gather(*(self._leases.nudge(instance.lease_key) for instance in some))
+
     # -- what runs ----------------------------------------------------------------------------------------------------
 
     def tasks(self) -> set[asyncio.Task[None]]:

@@ -1,9 +1,9 @@
 """One listener of one user, or of one of their threads, kept alive while this replica holds its lease.
 
-Only what is published under a firm lease leaves the process, stamped with the lease's fence
-and the listener's name. What cannot leave (the
-lease is not firm, Redis is away) is never lost silently: it makes a sync due, which is read and published when the
-lease has been renewed, that is, when Redis has answered again. Deltas that come before that sync are covered by it.
+Only what is published under a firm lease leaves the process, stamped with the lease's fence and the listener's name.
+What cannot leave (the lease is not firm, Redis is away) is never lost silently: it makes a sync due, which is read and
+published when the lease has been renewed, that is, when Redis has answered again. Deltas that come before that sync are
+covered by it. A sync is due, too, when somebody has published one that was read beside the listener (`Listeners.sync`).
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ class Supervisor:
             return  # not firm for long any more, then mute
         self.renewed_at = began
         if held:
+            self._sync_due |= lease.nudged
+            lease.nudged = False
             self._wake_up()
         elif lease is self.lease:
             self._lost = True
@@ -126,6 +128,11 @@ class Supervisor:
         self.thread = thread or self.thread
         self._failures = 0
         self._interrupt()
+
+    def sync_soon(self) -> None:
+        """Publish a sync, in order with the deltas, which wait for it."""
+        self._sync_due = True
+        self._wake_up()
 
     def _wake_up(self) -> None:
         if self._sync_due and self._wake is not None and not self._wake.done():
