@@ -50,6 +50,20 @@ def texts(box: Outbox) -> list[str]:
     return [frame.text for frame in box.empty()]
 
 
+async def until_end(box: Outbox) -> list[dict[str, Any]]:
+    """The events before a `notif.end`."""
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(20):
+        while True:
+            await box.wait()
+            frame = box.first()
+            assert frame is not None
+            box.pop()
+            found.append(json.loads(frame.text))
+            if found[-1]["type"] == "notif.end":
+                return found[:-1]
+
+
 def message(**fields: Any) -> bytes:
     return json.dumps(fields).encode()
 
@@ -225,6 +239,32 @@ async def test_metrics_name_prefixes_and_never_users(hub: Hub, bus: Bus, uid: st
     assert recorded.metric("callboard_events_delivered_total", prefix="chat:") == 1
     assert recorded.metric("callboard_event_lag_seconds_count") == 1
     assert recorded.metric("callboard_event_lag_seconds_sum") >= 2
+
+
+@pytest.mark.parametrize("protected", [True, False])
+async def test_a_socket_gets_a_message_that_comes_on_two_channels_once(
+    make_settings: MakeSettings, connections: Connections, recorded: Recorded, uid: str, protected: bool
+) -> None:
+    settings = make_settings(LISTENERS_MSG_ON_USER_CHANNEL="true")
+    async with Bus(settings, connections, recorded.telemetry, {}) as bus:
+        hub = Hub(bus, recorded.telemetry)
+        bus.sink, bus.on_gap = hub.deliver, hub.gap
+        if not protected:  # the control
+            hub._is_double = lambda *_: False  # type: ignore[method-assign]
+        box, other = outbox(uid), outbox(f"{uid}-2")
+        await hub.join(box, bus.channels_of_user(uid))
+        await hub.join(other, bus.channels_of_user(other.uid))
+        sent = [Event(type="msg.new", uid=uid, payload={"n": number}) for number in range(3)]
+        for event in sent:
+            await bus.publish(event)
+        await bus.publish(Event(type="msg.new", uid=other.uid, id=sent[0].id, payload={}))  # of another user's: none
+        for each in (uid, other.uid):
+            await bus.publish(Event(type="notif.end", uid=each, payload={}))
+        times = 1 if protected else 2
+        assert [event["id"] for event in await until_end(box)] == [event.id for event in sent for _ in range(times)]
+        assert [event["id"] for event in await until_end(other)] == [sent[0].id] * times
+    if protected:
+        assert recorded.metric("callboard_events_dropped_total", prefix="user:", reason="double") == 4
 
 
 async def test_metrics_name_no_user_whose_id_ends_a_thread_key(hub: Hub, bus: Bus, recorded: Recorded) -> None:

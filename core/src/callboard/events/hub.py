@@ -16,11 +16,14 @@ from callboard.events.outbox import Frame, Outbox, timestamp
 from callboard.telemetry import Telemetry
 
 _MAX_FENCES = 100_000
+_MAX_MESSAGES = 10_000
+"""The last `msg.*` events, which may come on two channels within moments."""
 
 
 class _Head(msgspec.Struct):
     """What the hub must know of an event; foreign publishers may have put anything there."""
 
+    id: Any = None
     fence: Any = None
     listener: Any = None
     uid: Any = None
@@ -48,6 +51,7 @@ class Hub:
         self._rooms: dict[str, _Room] = {}
         self._fences: OrderedDict[tuple[str, str, str], int] = OrderedDict()
         self._max_fences = max_fences
+        self._messages: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     async def join(self, outbox: Outbox, channels: Iterable[str]) -> None:
         """Have the outbox get what arrives on these channels; returns when Redis has confirmed the subscriptions.
@@ -96,6 +100,9 @@ class Hub:
         if type(head.fence) is int and isinstance(head.uid, str) and self._is_stale(lease, head.fence):
             self._count_dropped(room.label, "fenced")
             return
+        if segment == "msg" and isinstance(head.id, str) and self._is_double(channel, room.label, head.id):
+            self._count_dropped(room.label, "double")
+            return
         sent_at = timestamp(head.timestamp)
         frame = Frame(
             text, len(data), label=room.label, segment=segment, listener=listener,
@@ -136,6 +143,13 @@ class Hub:
         if len(self._fences) > self._max_fences:
             self._fences.popitem(last=False)
         return False
+
+    def _is_double(self, channel: str, prefix: str, id: str) -> bool:  # noqa: A002 - the wire's name
+        """Whether it came on another of the user's channels (`LISTENERS_MSG_ON_USER_CHANNEL`): sockets hear both."""
+        first = self._messages.setdefault((channel.removeprefix(prefix), id), channel)
+        if len(self._messages) > _MAX_MESSAGES:
+            self._messages.popitem(last=False)
+        return first != channel
 
     def _count_dropped(self, label: str, reason: str) -> None:
         self._telemetry.metrics.events_dropped.labels(label, reason).inc()
