@@ -94,6 +94,20 @@ def test_an_older_one_that_comes_in_later_than_another_goes_makes_a_sync_too() -
     assert window.visible() == ["a", "b", "d"]
 
 
+def test_what_has_changed_out_of_sight_does_not_stay_as_it_was_shown() -> None:
+    gone, hidden = Node(limit=2, a="1", b="2"), Node(limit=2, a="1", b="2")
+    for node in (gone, hidden):
+        node.children |= {"c": "hidden"}  # and `a` leaves the window
+        assert node.told() == []
+    del gone.children["a"]
+    hidden.children["a"] = "hidden"
+    for node in (gone, hidden):
+        assert node.batch() == []
+        del node.children["c"]
+        assert node.told() is None
+        assert node.window.visible() == ["b"]
+
+
 def test_a_key_below_the_others_is_new_where_nothing_is_older_than_the_window() -> None:
     node = Node(b="2")
     node.children["a"] = "1"  # made by a clock that is behind

@@ -54,7 +54,8 @@ class Window:
         """What to tell, in the order of keys; None when only a sync of `children` can.
 
         `changed`: the keys of those that were added, modified or removed. A sync is due for the first batch, a
-        burst, a message that is not to be seen any more, and an older one that comes in where one was deleted.
+        burst, a message that is not to be seen any more, and when one that was deleted makes room: what is older was
+        out of sight, and may have changed or gone.
         """
         self._overflows = len(children) >= self._limit or (self._overflows and not initial)
         before, self._order = self._order, sorted(children, key=key_order)
@@ -80,11 +81,13 @@ class Window:
         return left
 
     def _needs_sync(self, touched: list[str], children: Mapping[str, Any], before: list[str]) -> bool:
+        if len(children) < self._limit <= len(before):
+            return True
         for key in touched:
-            if not self._sees(children, key):
-                if key in self._shown:
+            if key in self._shown:
+                if not self._sees(children, key):
                     return True
-            elif self._overflows and key not in self._shown and before and key_order(key) < key_order(before[0]):
+            elif self._overflows and key in children and before and key_order(key) < key_order(before[0]):
                 return True
         return False
 
