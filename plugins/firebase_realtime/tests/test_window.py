@@ -145,6 +145,7 @@ def test_what_consumers_are_told_is_what_is_there() -> None:
             else:
                 consumer |= {one.key: one.value for one in batch}
             shown = {one: value for one, value in node.newest().items() if value != "hidden"}
+            assert node.window.visible() == sorted(shown), seed
             # A consumer may keep older ones than the window has.
             assert {one: consumer.get(one) for one in shown} == shown, seed
             oldest = min(node.newest(), default="")
