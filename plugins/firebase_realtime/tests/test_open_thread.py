@@ -10,7 +10,7 @@ import pytest
 
 from callboard import PermissionDenied, Thread, Unavailable
 from callboard_firebase_realtime import FirebaseRealtime
-from callboard_firebase_realtime.open_thread import NOTHING, Seen, find_mode, watch_thread
+from callboard_firebase_realtime.open_thread import Seen, find_mode, watch_thread
 from callboard_local import RealtimeProcess
 
 from .conftest import Tree
@@ -18,6 +18,7 @@ from .conftest import Tree
 pytestmark = pytest.mark.anyio
 
 AUTO = Thread("acme", "t1", "auto")
+NOTHING = Seen(None, True, [], {})
 
 
 @pytest.fixture
@@ -42,8 +43,24 @@ async def test_the_kind_of_a_thread(service: FirebaseRealtime, tree: Tree) -> No
     assert await find_mode(service.database, Thread("acme", "t1", "job_chats")) == "job_chats"
     await tree.put("acme/job_chats/t1/thread_name", "x")
     assert await find_mode(service.database, AUTO) == "job_chats"
+    await tree.put("acme/chats/t1/thread_name", "x")
+    assert await find_mode(service.database, AUTO) == "chats"
+    await tree.put("acme/job_chats/t1/messages/m1", {"content": "x"})
+    assert await find_mode(service.database, AUTO) == "job_chats"
     await tree.put("acme/chats/t1/messages/m1", {"content": "x"})
     assert await find_mode(service.database, AUTO) == "chats"
+
+
+async def test_a_thread_that_has_a_name_alone_is_of_the_kind_of_its_first_message(
+    service: FirebaseRealtime, tree: Tree
+) -> None:
+    """As the methods' own defaults have it: a chat is made in `chats`, a message is sent to `job_chats`."""
+    chat = await service.create_chat("ada", "acme", "Payroll")
+    async with aclosing(watch_thread(service.database, Thread("acme", chat.thread_key))) as watch:
+        assert await seen(watch) == Seen("chats", True, [], {})
+        sent = await service.send_realtime_message_structured("ada", "acme", chat.thread_key, "hello")
+        first = await seen(watch)
+        assert (first.mode, first.changed) == ("job_chats", [sent])
 
 
 async def test_the_first_message_of_either_kind_decides(service: FirebaseRealtime, tree: Tree) -> None:
@@ -52,6 +69,7 @@ async def test_the_first_message_of_either_kind_decides(service: FirebaseRealtim
         await tree.patch("acme", {"chats/t1/thread_name": "named alone", "job_chats/t1/messages/m1": {"content": "x"}})
         first = await seen(watch)
         assert (first.mode, dict(first.children)) == ("job_chats", {"m1": {"content": "x"}})
+        assert await find_mode(service.database, AUTO) == "job_chats"
 
         await tree.put("acme/chats/t1/messages/m1", {"content": "of the other kind"})
         await tree.put("acme/job_chats/t1/messages/m2", {"content": "y"})

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from callboard import Thread
 from callboard_firebase.items import SYNC_LIMIT
 from callboard_firebase.realtime import NodeBatch, Query, RealtimeDatabase
-from callboard_firebase_realtime.places import MODES, Mode, has_thread, messages_path, thread_path
+from callboard_firebase_realtime.places import MODES, Mode, children, has_thread, messages_path, thread_path
 
 NEWEST = Query(limit_to_last=SYNC_LIMIT)
 
@@ -27,42 +27,54 @@ class Seen(NamedTuple):
     children: Mapping[str, Any]
 
 
-NOTHING = Seen(None, True, [], {})
-
-
 async def find_mode(database: RealtimeDatabase, thread: Thread) -> Mode | None:
-    """The kind that a thread is of: the one it was opened as; for `auto` the one that exists, `chats` if both do.
+    """The kind that a thread is of: the one it was opened as; for `auto` the one with messages, `chats` if both have.
 
-    None: there is none, or can be none.
+    While neither has, the one that exists, `chats` if both do. None: there is none, or can be none.
     """
-    if not has_thread(*thread.place):
-        return None
-    if thread.mode != "auto":
-        return thread.mode
-    nodes = await asyncio.gather(
-        *(database.get(thread_path(*thread.place, mode), shallow=True) for mode in MODES),
-    )
-    return next((mode for mode, node in zip(MODES, nodes, strict=True) if node is not None), None)
+    return (await _look(database, thread)).mode
 
 
 async def watch_thread(database: RealtimeDatabase, thread: Thread) -> AsyncGenerator[Seen, None]:
     """The thread's newest messages, batch by batch, until closed. Raises what ended the watch.
 
-    A thread opened as `auto` that does not exist yet is first seen as `NOTHING`; then both kinds are watched until one
-    has a message, and from then on that one. One that cannot exist (see `has_thread`) stays at `NOTHING`.
+    A thread opened as `auto` that has no messages yet is first seen without any; then both kinds are watched until one
+    has a message, and from then on that one. A thread that cannot exist (see `has_thread`) stays without.
     """
-    mode = await find_mode(database, thread)
-    if mode is not None:
+    mode, is_settled = await _look(database, thread)
+    if mode is not None and is_settled:
         async with database.watch(messages_path(*thread.place, mode), NEWEST) as batches:
             async for batch in batches:
                 yield _seen(mode, batch)
         return
-    yield NOTHING
-    if not has_thread(*thread.place):
+    yield Seen(mode, True, [], {})
+    if is_settled:
         await asyncio.Event().wait()  # there will be nothing, until it is closed
     async with aclosing(_watch_both(database, thread)) as found:
         async for seen in found:
             yield seen
+
+
+class _Kind(NamedTuple):
+    """`is_settled`: a first message does not make it another."""
+
+    mode: Mode | None
+    is_settled: bool
+
+
+async def _look(database: RealtimeDatabase, thread: Thread) -> _Kind:
+    if not has_thread(*thread.place):
+        return _Kind(None, True)
+    if thread.mode != "auto":
+        return _Kind(thread.mode, True)
+    nodes = await asyncio.gather(
+        *(database.get(thread_path(*thread.place, mode), shallow=True) for mode in MODES),
+    )
+    found = {mode: node for mode, node in zip(MODES, nodes, strict=True) if node is not None}
+    for mode, node in found.items():
+        if "messages" in children(node):
+            return _Kind(mode, True)
+    return _Kind(next(iter(found), None), False)
 
 
 async def _watch_both(database: RealtimeDatabase, thread: Thread) -> AsyncGenerator[Seen, None]:

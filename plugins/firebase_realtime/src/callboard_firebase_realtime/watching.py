@@ -41,7 +41,7 @@ class Watching(RealtimeService):
         """Have the thread's events published for this user: `chat.sync` when its listener begins, then `chat.message`.
 
         Holds as long as a session does without a heartbeat (`LISTENERS_TTL_SECONDS`): repeat it at each heartbeat. A
-        WebSocket that names the thread never needs it. `mode` `auto`: the kind that exists, `chats` if both do. Of a
+        WebSocket that names the thread never needs it. `mode` `auto`: the kind with messages, `chats` if both. Of a
         thread that is watched already, `REGISTRY.sync` publishes the state. FAILED_PRECONDITION beyond 100 threads.
         """
         _check(user_id, space_code, thread_key)
