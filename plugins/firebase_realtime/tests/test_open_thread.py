@@ -68,7 +68,8 @@ async def test_the_first_message_of_either_kind_decides(service: FirebaseRealtim
         assert await seen(watch) == NOTHING
         await tree.patch("acme", {"chats/t1/thread_name": "named alone", "job_chats/t1/messages/m1": {"content": "x"}})
         first = await seen(watch)
-        assert (first.mode, dict(first.children)) == ("job_chats", {"m1": {"content": "x"}})
+        assert (first.mode, first.initial, first.changed) == ("job_chats", False, ["m1"])
+        assert dict(first.children) == {"m1": {"content": "x"}}
         assert await find_mode(service.database, AUTO) == "job_chats"
 
         await tree.put("acme/chats/t1/messages/m1", {"content": "of the other kind"})

@@ -89,7 +89,8 @@ async def _watch_both(database: RealtimeDatabase, thread: Thread) -> AsyncGenera
         for mode in MODES:
             if mode != chosen:
                 await stacks[mode].aclose()
-        yield _seen(chosen, batch)
+        # To whoever has seen an empty thread these are new, though the watch begins with them.
+        yield _seen(chosen, batch)._replace(initial=False)
         async for batch in watches[chosen]:
             yield _seen(chosen, batch)
 
