@@ -14,8 +14,9 @@ pytestmark = pytest.mark.anyio
 
 
 def update(watch: NodeWatch, **children: Any) -> None:
-    """A new state; every child of the old and the new one may have changed."""
-    watch.update(children, watch.children.keys() | children.keys())
+    """A new state, with the children that differ."""
+    before = watch.children
+    watch.update(children, [key for key in {**before, **children} if before.get(key) is not children.get(key)])
 
 
 async def take(watch: NodeWatch) -> NodeBatch:
@@ -44,18 +45,20 @@ async def test_states_between_two_looks_are_one_batch() -> None:
     update(watch, kept=1, changed=3, back=2, new=1)
     batch = await take(watch)
     assert summary(batch) == [("added", "new", 1), ("modified", "back", 2), ("modified", "changed", 3),
-                              ("removed", "gone", 1)]  # fmt: skip
+                              ("removed", "gone", 1), ("removed", "passing", 1)]  # fmt: skip
     assert batch.children == {"kept": 1, "changed": 3, "back": 2, "new": 1}
 
 
-async def test_what_ends_where_it_began_is_no_batch() -> None:
+async def test_what_changed_and_changed_back_and_what_came_and_went_is_told() -> None:
+    """Others may have read the state between."""
     watch = NodeWatch()
-    update(watch, a=1)
+    update(watch, a=1, b=1)
     await take(watch)
-    update(watch, a=1, passing=1)
-    update(watch, a=1)
-    update(watch, a=True)
-    assert summary(await take(watch)) == [("modified", "a", True)]
+    for a, b, passing in ((2, 1, None), (1, True, 1), (1, True, None)):
+        update(watch, a=a, b=b, **({"passing": passing} if passing else {}))
+    batch = await take(watch)
+    assert summary(batch) == [("modified", "a", 1), ("modified", "b", True), ("removed", "passing", 1)]
+    assert {change.key for change in batch.changes if change.several} == {"a", "passing"}
 
 
 async def test_pending_changes_are_bounded_by_the_children() -> None:
@@ -64,7 +67,7 @@ async def test_pending_changes_are_bounded_by_the_children() -> None:
     await take(watch)
     for version in range(1, 1_000):
         update(watch, a=version)
-    assert len(watch._seen) == 1
+    assert len(watch._unseen) == 1
 
 
 async def test_a_waiting_reader_is_woken() -> None:

@@ -1,4 +1,4 @@
-"""What batches of a window mean, the ids of changes, the pace."""
+"""What batches of a window mean, and the ids of changes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from callboard.messages import utc_now
+from callboard_firebase import BURST
 from callboard_firebase_realtime import window as module
-from callboard_firebase_realtime.window import BURST, Pace, Told, Window, change_id, minute
+from callboard_firebase_realtime.window import Told, Window, change_id, minute
 
 
 class Node:
@@ -207,16 +208,11 @@ def test_the_minute() -> None:
     assert len(minute()) == len("2025-09-20T11:44")
 
 
-def test_a_pace_waits_only_when_it_must() -> None:
-    pace, now = Pace(burst=20, per_s=20), 1_000.0
-
-    assert [pace.delay_s(1, now) for _ in range(20)] == [0] * 20
-    for _ in range(10):
-        delay_s = pace.delay_s(1, now)
-        assert delay_s == pytest.approx(0.05)
-        now += delay_s
-    assert pace.delay_s(10, now) == pytest.approx(0.5)
-    now += 2.0
-    assert pace.delay_s(20, now) == 0
-    assert pace.delay_s(500, now) == 1.0
-    assert pace.delay_s(0, now + 1.0) == 0
+def test_what_others_alone_may_have_seen_makes_a_sync() -> None:
+    window = Window(lambda value: value != "hidden", 5)
+    assert window.read([], {"a": "1", "b": "hidden"}, initial=True) is None
+    for changed, children in (("c", {"a": "1", "b": "hidden"}), ("b", {"a": "1", "b": "hidden"})):
+        assert window.read([changed], children) == []
+        assert window.read([changed], children, passed={changed}) is None
+    [told] = window.read(["a"], {"a": "1", "b": "hidden"}, passed={"a"}) or []
+    assert (told.key, told.value) == ("a", "1")

@@ -7,12 +7,13 @@ from contextlib import aclosing
 from typing import Any
 
 from callboard import Event, Listener, User, listener
+from callboard_firebase import Pace
 from callboard_firebase.items import SYNC_BYTES, fitting
 from callboard_firebase_realtime.chat_messages import is_message, parcels, shown
 from callboard_firebase_realtime.open_thread import NEWEST, find_mode, watch_thread
 from callboard_firebase_realtime.places import Mode, children, key_order, messages_path
 from callboard_firebase_realtime.store import RealtimeService, as_of_now
-from callboard_firebase_realtime.window import SYNC_COST, Pace, Told, Window, change_id
+from callboard_firebase_realtime.window import Told, Window, change_id
 
 
 @listener(name="chat", begins_with_sync=True, per="thread")
@@ -40,15 +41,14 @@ class ChatListener(Listener[RealtimeService]):
         pace = Pace()
         async with aclosing(watch_thread(self.service.database, self.thread)) as batches:
             async for batch in batches:
-                told = window.read(batch.changed, batch.children, initial=batch.initial)
+                told = window.read(batch.changed, batch.children, passed=batch.passed, initial=batch.initial)
                 if told is None:
                     yield self._sync(user, batch.mode, batch.children, window.visible(), as_of_now())
-                    await pace.turn(SYNC_COST)
                 elif batch.mode is not None:
-                    events = self._messages(user, batch.mode, told)
-                    for event in events:
+                    for event in self._messages(user, batch.mode, told):
                         yield event
-                    await pace.turn(len(events))
+                if not batch.initial:
+                    await pace.told(len(batch.changed))
 
     def _sync(
         self, user: User, mode: Mode | None, messages: Mapping[str, Any], keys: list[str], as_of: str

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from callboard import Event, Listener, User, listener
+from callboard_firebase import Pace
 from callboard_firebase.items import NewestSources, company_of, fitting
 from callboard_firebase_realtime.direct_items import direct_item, is_unread, with_time
 from callboard_firebase_realtime.open_thread import NEWEST
 from callboard_firebase_realtime.places import children, has_inbox, inbox_path, made_at
 from callboard_firebase_realtime.store import RealtimeService, as_of_now
-from callboard_firebase_realtime.window import SYNC_COST, Pace, Window, change_id
+from callboard_firebase_realtime.window import Window, change_id
 
 
 @listener(name="messages", begins_with_sync=True)
@@ -41,11 +42,11 @@ class MessageListener(Listener[RealtimeService]):
         pace = Pace()
         async with self.service.database.watch(path, NEWEST) as batches:
             async for batch in batches:
-                changed = (change.key for change in batch.changes)
-                told = window.read(changed, batch.children, initial=batch.initial)
+                changed = [change.key for change in batch.changes]
+                passed = {change.key for change in batch.changes if change.several}
+                told = window.read(changed, batch.children, passed=passed, initial=batch.initial)
                 if told is None:
                     yield _sync(user, batch.children, window.visible(), as_of_now())
-                    await pace.turn(SYNC_COST)
                 else:
                     for one in told:
                         yield Event(
@@ -54,7 +55,8 @@ class MessageListener(Listener[RealtimeService]):
                             uid=user.uid,
                             payload=direct_item(one.key, one.value),
                         )
-                    await pace.turn(len(told))
+                if not batch.initial:
+                    await pace.told(len(batch.changes))
 
 
 def _is_shown(user: User, value: Any) -> bool:

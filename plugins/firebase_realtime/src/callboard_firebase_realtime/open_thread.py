@@ -19,12 +19,16 @@ NEWEST = Query(limit_to_last=SYNC_LIMIT)
 
 
 class Seen(NamedTuple):
-    """A batch of a thread's messages: the keys of what has changed, and all there are. `mode` None: no thread."""
+    """A batch of a thread's messages: the keys of what has changed, and all there are. `mode` None: no thread.
+
+    `passed`: those of the keys that others may have read in a state between (see `ChildChange.several`).
+    """
 
     mode: Mode | None
     initial: bool
     changed: list[str]
     children: Mapping[str, Any]
+    passed: frozenset[str] = frozenset()
 
 
 async def find_mode(database: RealtimeDatabase, thread: Thread) -> Mode | None:
@@ -118,4 +122,5 @@ async def _next(watch: AsyncIterator[NodeBatch]) -> NodeBatch:
 
 
 def _seen(mode: Mode, batch: NodeBatch) -> Seen:
-    return Seen(mode, batch.initial, [change.key for change in batch.changes], batch.children)
+    passed = frozenset(change.key for change in batch.changes if change.several)
+    return Seen(mode, batch.initial, [change.key for change in batch.changes], batch.children, passed)

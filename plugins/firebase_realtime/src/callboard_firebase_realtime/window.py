@@ -6,23 +6,16 @@ and go: one that is added pushes the oldest out, one that is deleted lets an old
 
 from __future__ import annotations
 
-import asyncio
-import math
-import time
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from callboard import event_id
 from callboard.messages import encode_canonical, utc_now
+from callboard_firebase import BURST
 from callboard_firebase.items import SYNC_LIMIT
 from callboard_firebase_realtime.places import key_order
-
-BURST = 50
-"""Changes in one batch beyond which they are not told one by one: a sync is."""
-SYNC_COST = 5
-"""What a sync counts for among events: it may be as large as a hundred of them."""
 
 
 class Told(NamedTuple):
@@ -51,18 +44,27 @@ class Window:
         self._minute = ""
         self._revised: Counter[str] = Counter()
 
-    def read(self, changed: Iterable[str], children: Mapping[str, Any], *, initial: bool = False) -> list[Told] | None:
+    def read(
+        self,
+        changed: Iterable[str],
+        children: Mapping[str, Any],
+        *,
+        passed: Collection[str] = (),
+        initial: bool = False,
+    ) -> list[Told] | None:
         """What to tell, in the order of keys; None when only a sync of `children` can.
 
-        `changed`: the keys of those that were added, modified or removed. A sync is due for the first batch, a
-        burst, a message that is not to be seen any more, and when one that was deleted makes room: what is older was
-        out of sight, and may have changed or gone.
+        `changed`: the keys of those that were added, modified or removed; `passed`: those of them that others may have
+        read in a state that was never told. A sync is due for the first batch, a burst, a message that is not to be
+        seen any more, or was seen by others alone, and when one that was deleted makes room: what is older was out of
+        sight, and may have changed or gone.
         """
         self._overflows = len(children) >= self._limit or (self._overflows and not initial)
         changed, before = list(changed), self._order
         self._order = sorted(children, key=key_order) if initial else _reordered(before, changed, children)
         touched = [key for key in changed if key in children or not self._has_left(key)]
-        if initial or len(touched) > BURST or self._needs_sync(touched, children, before):
+        unseen = any(key in passed and not self._sees(children, key) for key in touched)
+        if initial or unseen or len(touched) > BURST or self._needs_sync(touched, children, before):
             self._begin(children)
             return None
         news = sorted((key for key in touched if self._sees(children, key)), key=key_order)
@@ -127,32 +129,6 @@ def change_id(path: str, kind: str, told: Iterable[Told]) -> str:
 
 def minute() -> str:
     return utc_now()[:16]
-
-
-class Pace:
-    """Lets `burst` events through at once and then `per_s` a second: what comes faster is read together, not queued.
-
-    The watch keeps the latest state of each child for whoever is slow. So 500 messages in a second are first told one
-    by one, then as a burst: few events, and in the end the right state.
-    """
-
-    def __init__(self, burst: int = 20, per_s: float = 20.0, longest_s: float = 1.0) -> None:
-        self._burst = burst
-        self._per_s = per_s
-        self._longest_s = longest_s
-        self._allowed = float(burst)
-        self._at = -math.inf
-
-    async def turn(self, events: int) -> None:
-        """Return when, after these events, the next batch may be read."""
-        if (delay_s := self.delay_s(events, time.monotonic())) > 0:
-            await asyncio.sleep(delay_s)
-
-    def delay_s(self, events: int, now: float) -> float:
-        """How long to wait, in seconds, after events that were told at this time."""
-        allowed = min(self._burst, self._allowed + (now - self._at) * self._per_s) - events
-        self._allowed, self._at = max(allowed, -self._longest_s * self._per_s), now
-        return max(0.0, -self._allowed / self._per_s)
 
 
 def _digest(value: Any) -> str:

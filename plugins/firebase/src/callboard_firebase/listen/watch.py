@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
-from copy import copy
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from types import MappingProxyType
 
-from callboard.errors import CallError
+from callboard_firebase.latest import Latest, Unseen
 from callboard_firebase.listen.documents import Batch, Change, Document
 
 _NOTHING: Mapping[str, Document] = MappingProxyType({})
 
 
-class Watch(AsyncIterator[Batch]):
-    """Yields batches to one task. Nothing is queued: a consumer that is slow finds the latest state of each document.
+class Watch(Latest[Batch]):
+    """What is pending is, per document, the state the consumer last saw, and whether it has changed more than once."""
 
-    What is pending is, per document, the state the consumer last saw, and whether it has changed more than once.
-    Iteration raises the CallError that ended the watch, once every batch before it is taken.
-    """
-
-    __slots__ = ("_delivered", "_failure", "_read_time", "_unseen", "_waiter", "documents")
+    __slots__ = ("_delivered", "_read_time", "_unseen", "documents")
 
     def __init__(self) -> None:
+        super().__init__()
         self.documents: Mapping[str, Document] = _NOTHING
-        self._unseen: dict[str, _Unseen] | None = None  # an empty dict each would be a tenth of an idle watch
+        self._unseen: dict[str, Unseen[Document]] | None = None  # an empty dict each would be a tenth of an idle watch
         self._read_time: datetime | None = None
         self._delivered = False
-        self._failure: CallError | None = None
-        self._waiter: asyncio.Future[None] | None = None
 
     def update(self, documents: Mapping[str, Document], touched: Iterable[str], read_time: datetime) -> None:
         """A new consistent state, which the caller no longer alters; `touched` names the documents that differ."""
@@ -44,36 +37,10 @@ class Watch(AsyncIterator[Batch]):
     def _note(self, path: str, before: Document | None) -> None:
         if self._unseen is None:
             self._unseen = {}
-        unseen = self._unseen.get(path)
-        if unseen is None:
-            self._unseen[path] = _Unseen(before)
+        if (unseen := self._unseen.get(path)) is not None:
+            unseen.note(before)
         else:
-            unseen.several = True
-            unseen.last = before or unseen.last
-
-    def fail(self, failure: CallError) -> None:
-        """End the watch with an error."""
-        self._failure = self._failure or failure
-        self._wake()
-
-    def __aiter__(self) -> Watch:
-        return self
-
-    async def __anext__(self) -> Batch:
-        if self._waiter is not None:
-            raise RuntimeError("a watch is read by one task only")
-        while True:
-            batch = self._take()
-            if batch is not None:
-                return batch
-            if self._failure is not None:
-                # A copy: the same failure can end many watches, each in a task of its own.
-                raise copy(self._failure) from self._failure.__cause__
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            self._unseen[path] = Unseen(before)
 
     def _take(self) -> Batch | None:
         if self._read_time is None:
@@ -84,29 +51,16 @@ class Watch(AsyncIterator[Batch]):
             return Batch(True, added, self.documents, self._read_time)
         unseen, self._unseen = self._unseen or {}, None
         changes = tuple(
-            change for path, one in unseen.items() if (change := one.change_to(self.documents.get(path))) is not None
+            change for path, one in unseen.items() if (change := _change(one, self.documents.get(path))) is not None
         )
         return Batch(False, changes, self.documents, self._read_time) if changes else None
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
-
-class _Unseen:
-    """A document that has changed since the consumer's last batch: what it was then, and last was, if it was at all."""
-
-    __slots__ = ("before", "last", "several")
-
-    def __init__(self, before: Document | None) -> None:
-        self.before = self.last = before
-        self.several = False
-
-    def change_to(self, after: Document | None) -> Change | None:
-        if after is None:
-            # What came and went unseen is told too: others may have read it meanwhile.
-            gone = self.before or self.last
-            return None if gone is None else Change("removed", gone, self.several)
-        if self.before is None:
-            return Change("added", after, self.several)
-        return None if self.before.update_time == after.update_time else Change("modified", after, self.several)
+def _change(unseen: Unseen[Document], after: Document | None) -> Change | None:
+    if after is None:
+        gone = unseen.before or unseen.last
+        return None if gone is None else Change("removed", gone, unseen.several)
+    if unseen.before is None:
+        return Change("added", after, unseen.several)
+    same = unseen.before.update_time == after.update_time
+    return None if same else Change("modified", after, unseen.several)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
-from copy import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from callboard.errors import CallError
+from callboard_firebase.latest import Latest, Unseen
 from callboard_firebase.realtime.tree import same
 
 
 @dataclass(frozen=True, slots=True)
 class ChildChange:
-    """One child that came, changed or went. For `removed`, the value as this watch last yielded it."""
+    """One child that came, changed or went. For `removed`, the value as this watch last yielded it; one that came and
+    went between two batches is `removed` without having been `added`.
+
+    `several`: it happened in more than one step, and whoever read the child elsewhere may have seen one between. What
+    changed and changed back is `modified`.
+    """
 
     kind: Literal["added", "modified", "removed"]
     key: str
     value: Any
+    several: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,57 +40,33 @@ class NodeBatch:
     children: Mapping[str, Any]
 
 
-class NodeWatch(AsyncIterator[NodeBatch]):
-    """Yields batches to one task. Nothing is queued: a consumer that is slow finds the latest state of each child.
+class NodeWatch(Latest[NodeBatch]):
+    """What is pending is, per child, the value the consumer last saw; its size is bounded by the node's."""
 
-    What is pending is, per child, the value the consumer last saw; its size is bounded by the node's.
-    Iteration raises the CallError that ended the watch, once every batch before it is taken.
-    """
-
-    __slots__ = ("_delivered", "_failure", "_known", "_seen", "_waiter", "children")
+    __slots__ = ("_delivered", "_known", "_unseen", "children")
 
     def __init__(self) -> None:
+        super().__init__()
         self.children: Mapping[str, Any] = MappingProxyType({})
-        self._seen: dict[str, Any] = {}
+        self._unseen: dict[str, Unseen[Any]] = {}
         self._known = False
         self._delivered = False
-        self._failure: CallError | None = None
-        self._waiter: asyncio.Future[None] | None = None
 
     def update(self, children: Mapping[str, Any], touched: Iterable[str]) -> None:
         """A new state, which the caller no longer alters; `touched` names the children that differ."""
-        before = self.children
         if self._delivered:
             for name in touched:
-                self._seen.setdefault(name, before.get(name))
+                self._note(name, self.children.get(name))
         self.children = children
         self._known = True
-        if self._seen or not self._delivered:
+        if self._unseen or not self._delivered:
             self._wake()
 
-    def fail(self, failure: CallError) -> None:
-        """End the watch with an error."""
-        self._failure = self._failure or failure
-        self._wake()
-
-    def __aiter__(self) -> NodeWatch:
-        return self
-
-    async def __anext__(self) -> NodeBatch:
-        if self._waiter is not None:
-            raise RuntimeError("a watch is read by one task only")
-        while True:
-            batch = self._take()
-            if batch is not None:
-                return batch
-            if self._failure is not None:
-                # A copy: the consumer's traceback is not to pile up on the one that is kept.
-                raise copy(self._failure) from self._failure.__cause__
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+    def _note(self, name: str, before: Any) -> None:
+        if (unseen := self._unseen.get(name)) is not None:
+            unseen.note(before)
+        else:
+            self._unseen[name] = Unseen(before)
 
     def _take(self) -> NodeBatch | None:
         if not self._known:
@@ -96,19 +76,19 @@ class NodeWatch(AsyncIterator[NodeBatch]):
             added = tuple(ChildChange("added", name, value) for name, value in self.children.items())
             return NodeBatch(True, added, self.children)
         changes = tuple(
-            change for name, before in self._seen.items() if (change := _change(name, before, self.children.get(name)))
+            change
+            for name, one in self._unseen.items()
+            if (change := _change(name, one, self.children.get(name))) is not None
         )
-        self._seen.clear()
+        self._unseen.clear()
         return NodeBatch(False, changes, self.children) if changes else None
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
-
-def _change(name: str, before: Any, after: Any) -> ChildChange | None:
+def _change(name: str, unseen: Unseen[Any], after: Any) -> ChildChange | None:
+    before, several = unseen.before, unseen.several
     if after is None:
-        return None if before is None else ChildChange("removed", name, before)
+        gone = before if before is not None else unseen.last
+        return None if gone is None else ChildChange("removed", name, gone, several)
     if before is None:
-        return ChildChange("added", name, after)
-    return None if same(before, after) else ChildChange("modified", name, after)
+        return ChildChange("added", name, after, several)
+    return None if same(before, after) and not several else ChildChange("modified", name, after, several)
