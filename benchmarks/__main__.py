@@ -1,4 +1,4 @@
-"""`python -m benchmarks [rpc | listening | listeners | latency | outages]`: run them and print their tables."""
+"""`python -m benchmarks [rpc | listening | listeners | streams | latency | outages] …`: run them, print their tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Callable
 
-from benchmarks import latency, listeners, listening, outages, rpc
+from benchmarks import latency, listeners, listening, outages, rpc, streams
 from benchmarks.tables import across, down
 
 
@@ -31,6 +31,11 @@ def _listeners() -> str:
     return "Listeners in one process, 100 streams on a connection (pairs: p50 / p99)\n\n" + down(rows, "contender")
 
 
+def _streams() -> str:
+    rows = asyncio.run(streams.compare())
+    return "Realtime Database streams in one process (pairs: p50 / p99)\n\n" + down(rows, "contender")
+
+
 def _latency() -> str:
     rows = asyncio.run(latency.compare())
     return "Write at the source to event on Redis\n\n" + across(rows)
@@ -45,6 +50,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "rpc": _rpc,
     "listening": _listening,
     "listeners": _listeners,
+    "streams": _streams,
     "latency": _latency,
     "outages": _outages,
 }

@@ -1,6 +1,6 @@
 """What carries an event, and nothing else: `python -m benchmarks.assembly SOURCE`, the environment as the service's.
 
-Users' listeners on the listen engine, publishing by the service's bus; no leases, no presence, no gateway.
+Users' listeners, publishing by the service's bus; no leases, no presence, no gateway.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from callboard.settings import Settings, load
 from callboard.telemetry import Telemetry
 from callboard_firebase import Firebase, FirebaseSettings
 from callboard_firebase_management import FirebaseManagement, NotificationListener
+from callboard_firebase_realtime import FirebaseRealtime, MessageListener
 
 
 class Changes(Protocol):
@@ -45,7 +46,22 @@ async def notifications() -> AsyncIterator[Callable[[], Changes]]:
         yield make
 
 
-LISTENERS = {"firestore": notifications}
+@asynccontextmanager
+async def messages() -> AsyncIterator[Callable[[], Changes]]:
+    """Makes the listeners of direct messages."""
+    async with Firebase(load(FirebaseSettings, os.environ)) as firebase:
+        service = FirebaseRealtime()
+        service.firebase = firebase
+
+        def make() -> Changes:
+            listener = MessageListener()
+            listener.service = service
+            return listener
+
+        yield make
+
+
+LISTENERS = {"firestore": notifications, "realtime": messages}
 """By source."""
 
 

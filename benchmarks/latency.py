@@ -20,6 +20,8 @@ from benchmarks.sources import SOURCES, Source, source
 from callboard_local import ValkeyServer
 
 COUNTS = (1, 1_000, 10_000)
+_ALONE = {"writes": 400, "rate": 10}
+"""For one user: what comes faster than 20 a second to one user is gathered, and waits for that."""
 _SETTLE_S = 6.0
 """After the last listener came: presence is mirrored, leases are renewed for the first time."""
 
@@ -92,21 +94,25 @@ async def _write(written: Source, heard: Peer, users: int, rate: float, writes: 
         for number in range(writes):
             await asyncio.sleep(began + number / rate - time.monotonic())
             n = first + number
-            tasks.create_task(written.write(f"u{random.randrange(users)}", f"k{n}", n))
+            tasks.create_task(written.write(f"u{random.randrange(users)}", f"k{n:06}", n))
     until = time.monotonic() + 10
     while await heard.ask("heard") < writes and time.monotonic() < until:
         await asyncio.sleep(0.1)
+
+
+def _load(users: int) -> dict[str, Any]:
+    return _ALONE if users == 1 else {}
 
 
 async def compare() -> list[dict[str, Any]]:
     """Every source, with every number of listeners; and the most of them at five times the rate."""
     rows = []
     for name in SOURCES:
-        rows += [await measure(name, users, whole=False) for users in COUNTS]
+        rows += [await measure(name, users, whole=False, **_load(users)) for users in COUNTS]
         rows.append(await measure(name, COUNTS[-1], whole=False, writes=6_000, rate=200))
         for users in COUNTS:
             try:
-                rows.append(await measure(name, users))
+                rows.append(await measure(name, users, **_load(users)))
             except RuntimeError as error:  # a machine that is too busy for so many leases
                 rows.append({"source": name, "in": "the service", "listeners": users, "": str(error)})
     return rows
