@@ -1,4 +1,4 @@
-"""`python -m benchmarks [rpc | listening | listeners | streams | latency | outages] …`: run them, print their tables."""
+"""`python -m benchmarks [NAME …]`: run them, or all, and print their tables."""
 
 from __future__ import annotations
 

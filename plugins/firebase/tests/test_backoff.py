@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import pytest
+
 from callboard_firebase.listen.backoff import Backoff
 
 
@@ -40,7 +44,7 @@ def test_a_lower_cap_does_not_lift_the_ceiling() -> None:
     while clock.now < 600:
         clock.now += backoff.delay(10)
         times.append(clock.now)
-    assert max(sum(start <= time < start + 60 for time in times) for start in times) == 10
+    assert max(sum(start <= time < start + 59.99 for time in times) for start in times) == 10
 
 
 def test_jitter_covers_the_whole_range() -> None:
@@ -63,17 +67,33 @@ def test_no_minute_holds_more_than_ten_attempts_whatever_the_jitter() -> None:
     clock = Clock()
     backoff = Backoff(base_s=1, cap_s=60, clock=clock, jitter=lambda: 0.0)
     times = attempts(backoff, clock, 600)
-    assert max(sum(start <= time < start + 60 for time in times) for start in times) == 10
+    assert max(sum(start <= time < start + 59.99 for time in times) for start in times) == 10
 
 
 def test_success_between_the_failures_does_not_lift_the_ceiling() -> None:
     clock = Clock()
     backoff = Backoff(base_s=1, cap_s=60, clock=clock, jitter=lambda: 0.0)
-    delays = []
-    for _ in range(11):
+    for _ in range(10):
         backoff.reset()
-        delays.append(backoff.delay())
-    assert delays == [0.0] * 10 + [60.0]
+        clock.now += backoff.delay()
+    backoff.reset()
+    assert clock.now + backoff.delay() == pytest.approx(60)
+
+
+def longest_wait(drawn: float, cap_s: float = 10) -> float:
+    """Of ten minutes' outage, with these jitters."""
+    clock = Clock()
+    backoff = Backoff(base_s=1, cap_s=cap_s, clock=clock, jitter=lambda: drawn)
+    times = attempts(backoff, clock, 600)
+    return max(later - earlier for earlier, later in pairwise(times))
+
+
+@pytest.mark.parametrize("drawn", [0.0, 0.2, 0.5, 0.8, 1.0])
+def test_attempts_used_up_early_leave_no_long_wait(drawn: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert longest_wait(drawn) <= 10.01
+    # The control: not spread, and with draws like these, the ceiling alone makes the last one wait.
+    monkeypatch.setattr("callboard_firebase.listen.backoff._SPREAD_SHARE", 0.0)
+    assert (longest_wait(drawn) > 15) == (drawn <= 0.5)
 
 
 def test_without_the_ceiling_the_same_jitter_would_spin() -> None:

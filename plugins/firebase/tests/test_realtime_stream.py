@@ -454,12 +454,49 @@ async def test_a_server_that_refuses_for_ever_is_asked_seldom() -> None:
         await exchange.refuse(503)
 
     async with served(script, seldom) as (server, database), database.watch("x"):
-        await server.asked(11)
+        # Four more at once, and the rest of the ten are spread over the minute.
+        await server.asked(5)
         await reached(lambda: database.stats().backing_off == 1)
         # The control: without the ceiling, 100 come while the guarded stream opens none.
         async with served(script, often) as (loud, control), control.watch("x"):
             await loud.asked(100)
-        assert len(server.exchanges) == 11
+        assert len(server.exchanges) == 5
+
+
+async def test_while_the_database_is_away_one_stream_asks_for_all() -> None:
+    seldom = RealtimeOptions(backoff_base_s=0.001, backoff_cap_s=0.002, reopens=10, reopens_window_s=60)
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.refuse(503)
+
+    async with served(script, seldom) as (server, database), AsyncExitStack() as stack:
+        for _ in range(10):
+            await stack.enter_async_context(database.watch("x"))
+        await server.asked(10 + 4)
+        await reached(lambda: database.stats().backing_off == 10)
+        # The control: streams that know nothing of each other ask four times more each.
+        for _ in range(10):
+            lone, control = await stack.enter_async_context(served(script, seldom))
+            await stack.enter_async_context(control.watch("x"))
+            await lone.asked(1 + 4)
+        assert len(server.exchanges) == 10 + 4
+
+
+async def test_once_one_is_answered_all_are_back() -> None:
+    back = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await (one_state(exchange) if back.is_set() else exchange.refuse(503))
+
+    async with served(script) as (server, database), AsyncExitStack() as stack:
+        watches = [await stack.enter_async_context(database.watch("x")) for _ in range(50)]
+        await server.asked(50 + 3)
+        asked = len(server.exchanges)
+        assert database.stats().connected == 0
+        back.set()
+        assert all([(await take(watch)).initial for watch in watches])
+        # One more for each, at most, and for a scout that was on its way.
+        assert len(server.exchanges) <= asked + 50 + 1
 
 
 async def test_a_server_that_was_away_is_found_again_soon() -> None:

@@ -7,13 +7,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+_SPREAD_SHARE = 0.6
+
 
 class Backoff:
     """Full-jitter exponential back-off, with a ceiling on attempts per window.
 
     The n-th delay is uniform in 0 … min(cap_s, base_s x 2^n). Jitter alone can draw several short delays in a row, and
     success resets the exponent; so whatever was drawn, no window of `window_s` seconds holds more than `per_window`
-    attempts.
+    attempts. Once four tenths of them are used, the others are spread over what is left of the window: used up early,
+    they would leave a server that is back unasked for most of a minute.
     """
 
     def __init__(
@@ -28,6 +31,7 @@ class Backoff:
     ) -> None:
         self._base_s = base_s
         self._cap_s = cap_s
+        self._per_window = per_window
         self._window_s = window_s
         self._attempts: deque[float] = deque(maxlen=per_window)
         self._failures = 0
@@ -40,11 +44,18 @@ class Backoff:
         # 2**63 is beyond any cap; it keeps the power from growing without bound.
         ceiling = min(self._cap_s, cap_s or self._cap_s, self._base_s * 2.0 ** min(self._failures, 63))
         self._failures += 1
-        at = now + ceiling * self._jitter()
-        if len(self._attempts) == self._attempts.maxlen:
-            at = max(at, self._attempts[0] + self._window_s)
-        self._attempts.append(at)
-        return at - now
+        floor = self._floor(now)
+        delay = floor + max(0.0, ceiling - floor) * self._jitter()
+        self._attempts.append(now + delay)
+        return delay
+
+    def _floor(self, now: float) -> float:
+        """The shortest delay that leaves as much for each attempt of the window that is still allowed."""
+        recent = [at for at in self._attempts if at > now - self._window_s]
+        left = self._per_window - len(recent)
+        if left > self._per_window * _SPREAD_SHARE:
+            return 0.0
+        return max(0.0, recent[0] + self._window_s - now) / (left + 1)
 
     def reset(self) -> None:
         """The last attempt succeeded: the next delay is a short one."""

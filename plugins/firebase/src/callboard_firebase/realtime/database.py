@@ -23,6 +23,7 @@ import httpx
 import msgspec
 
 from callboard.errors import Internal, InvalidArgs, Unavailable
+from callboard_firebase.listen.outage import Outage
 from callboard_firebase.realtime.address import Address
 from callboard_firebase.realtime.bodies import Bodies, size_of
 from callboard_firebase.realtime.connection import Connections
@@ -71,7 +72,8 @@ class RealtimeDatabase:
             context = await asyncio.to_thread(httpx.create_ssl_context)
             self._rest = await stack.enter_async_context(Rest(self._address, self._tokens, self._options, context))
             connections = Connections(self._address, self._options, context)
-            self._shared = Shared(connections, self._tokens, self._options, self._bodies, self._counters)
+            outage = Outage(self._options.backoff())
+            self._shared = Shared(connections, self._tokens, self._options, self._bodies, self._counters, outage)
             self._stack = stack.pop_all()
         return self
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from callboard_firebase.listen.backoff import Backoff
+
 
 @dataclass(frozen=True, slots=True)
 class RealtimeOptions:
@@ -40,3 +42,12 @@ class RealtimeOptions:
         times = (self.connect_timeout_s, self.request_timeout_s, self.silence_timeout_s, self.reopens_window_s)
         if min(*times, self.max_body_bytes, self.openings, self.reopens) <= 0:
             raise ValueError("time-outs, windows and limits are above zero")
+
+    def backoff(self) -> Backoff:
+        """A new one: of a stream, or of a database's outage."""
+        return Backoff(
+            base_s=self.backoff_base_s,
+            cap_s=self.backoff_cap_s,
+            per_window=self.reopens,
+            window_s=self.reopens_window_s,
+        )

@@ -1,8 +1,9 @@
 """The stream of one watch: kept open, reopened with back-off, judged when it ends.
 
 Ends that are nobody's fault (closed, broken, silent, 5xx, `cancel` without a reason …) reconnect, and the `put /` that
-the database then sends is compared with what is known. A refusal of the token brings a new one; one that is refused
-too, twice, ends the watch, and so does whatever asking again cannot change (PermissionDenied, InvalidArgs …).
+the database then sends is compared with what is known. While the database is away, one stream at a time asks for all.
+A refusal of the token brings a new one; one that is refused too, twice, ends the watch, and so does whatever asking
+again cannot change (PermissionDenied, InvalidArgs …).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from callboard.errors import (
     Unavailable,
 )
 from callboard_firebase.errors import translate
-from callboard_firebase.listen.backoff import Backoff
+from callboard_firebase.listen.outage import Outage
 from callboard_firebase.realtime.bodies import Bodies
 from callboard_firebase.realtime.connection import Connections
 from callboard_firebase.realtime.errors import Refusal, error_for
@@ -54,6 +55,7 @@ class Shared:
     options: RealtimeOptions
     bodies: Bodies
     counters: Counters
+    outage: Outage
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +76,8 @@ class NodeStream:
         self._url = url
         self.watch = watch
         self._shared = shared
-        options = shared.options
         self._loop = asyncio.get_running_loop()
-        self._backoff = Backoff(
-            base_s=options.backoff_base_s,
-            cap_s=options.backoff_cap_s,
-            per_window=options.reopens,
-            window_s=options.reopens_window_s,
-        )
+        self._backoff = shared.options.backoff()
         self._tree: Any = None
         self._current = False
         self._refused: str | None = None
@@ -108,16 +104,23 @@ class NodeStream:
                 counters.reconnects += 1
                 await self._wait(end)
         finally:
+            self._shared.outage.resign(self)
             counters.streams -= 1
 
     async def _wait(self, end: _End) -> None:
         if end.saturate:
             self._backoff.saturate()
-        delay = self._backoff.delay(self._shared.options.unavailable_cap_s if end.away else None)
-        _log.info("realtime stream ended (%s); reopening in %.2f s", end.reason, delay)
+        cap_s = self._shared.options.unavailable_cap_s if end.away else None
+        delay = self._backoff.delay(cap_s)
+        not_before = self._loop.time() + delay
+        _log.info("realtime stream ended (%s); reopening in %.2f s or later", end.reason, delay)
         self._shared.counters.backing_off += 1
         try:
-            await asyncio.sleep(delay)
+            if end.away:
+                await self._shared.outage.wait(self, cap_s)
+            else:
+                self._shared.outage.resign(self)
+            await asyncio.sleep(not_before - self._loop.time())
         finally:
             self._shared.counters.backing_off -= 1
 
@@ -179,6 +182,7 @@ class NodeStream:
             self._current = True
             counters.connected += 1
             self._backoff.reset()
+            self._shared.outage.answered(self)
             self._refused, self._refusals = None, 0
 
     # -- judging
