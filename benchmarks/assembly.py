@@ -77,6 +77,9 @@ class Assembly:
     async def enter(self, count: int) -> None:
         self._tasks = [asyncio.create_task(self._listen(f"u{number}")) for number in range(count)]
         while self._listening < count:
+            for task in self._tasks:
+                if task.done():
+                    task.result()
             await asyncio.sleep(0.05)
 
     async def _listen(self, uid: str) -> None:
