@@ -132,6 +132,8 @@ class NodeStream:
         try:
             token = await self._shared.tokens.get(self._refused)
             async with self._shared.connections.open(self._url, token) as response:
+                # It is there again, even if this node is long in coming: nobody is to wait for that.
+                self._shared.outage.answered(self)
                 return await self._read(response, token)
         except (httpx.HTTPError, OSError) as error:
             silent = isinstance(error, httpx.ReadTimeout)
@@ -182,7 +184,6 @@ class NodeStream:
             self._current = True
             counters.connected += 1
             self._backoff.reset()
-            self._shared.outage.answered(self)
             self._refused, self._refusals = None, 0
 
     # -- judging
