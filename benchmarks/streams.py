@@ -82,7 +82,7 @@ async def _written(database: Realtime, followers: Peer, count: int, writes: int,
         "rate, 1/s": writes / took,
         "writing: CPU %, followers / server": [s / took * 100 for s in spent],
         "lost": writes - len(heard),
-        "doubled": sum(heard.values()) - len(heard),
+        "doubled": _repeated(heard),
         "write to follower, ms": [percentile(times, 0.5), percentile(times, 0.99)],
     }
 
@@ -90,6 +90,7 @@ async def _written(database: Realtime, followers: Peer, count: int, writes: int,
 async def _survived(database: Realtime, followers: Peer, count: int, down_s: float) -> Row:
     """Kill the server, start it again, write once to each: who hears of it within half a minute, and when all had."""
     first = 1_000_000 * round(down_s)
+    before = _repeated(await _heard(followers, set()))
     await database.server.kill()
     await asyncio.sleep(down_s)
     await database.server.restart()
@@ -103,7 +104,7 @@ async def _survived(database: Realtime, followers: Peer, count: int, down_s: flo
     return {
         f"{down_s:.0f} s outage: survived": f"{len(there)} of {count}",
         f"{down_s:.0f} s outage: all back after, s": time.monotonic() - back_at if len(there) == count else "never",
-        f"{down_s:.0f} s outage: heard again": sum(heard.values()) - len(heard),
+        f"{down_s:.0f} s outage: heard again": _repeated(heard) - before,
     }
 
 
@@ -115,6 +116,10 @@ async def _heard(followers: Peer, sent: set[int], within_s: float = 20) -> Count
         if sent <= heard.keys() or time.monotonic() > until:
             return heard
         await asyncio.sleep(0.1)
+
+
+def _repeated(heard: Counter[int]) -> int:
+    return sum(heard.values()) - len(heard)
 
 
 def _spent(followers: Peer, server: int, ours: Cost, theirs: Cost) -> list[float]:
