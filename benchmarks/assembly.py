@@ -9,6 +9,7 @@ import asyncio
 import io
 import os
 import sys
+import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -80,9 +81,19 @@ class Assembly:
 
     async def enter(self, count: int) -> None:
         for number in range(count):
-            self._tasks.create_task(self._listen(f"u{number}"))
+            self._tasks.create_task(self._run(f"u{number}"))
         while self._listening < count:
             await asyncio.sleep(0.05)
+
+    async def listening(self) -> int:
+        return self._listening
+
+    async def _run(self, uid: str) -> None:
+        try:
+            await self._listen(uid)
+        except Exception:  # noqa: BLE001 - whatever it is: what is measured is not whole any more
+            traceback.print_exc()
+            os._exit(1)
 
     async def _listen(self, uid: str) -> None:
         await self._beginning.acquire()
@@ -103,10 +114,10 @@ async def main(source: str) -> None:
         Connections(settings, telemetry) as connections,
         Bus(settings, connections, telemetry, {}) as bus,
         LISTENERS[source]() as make,
-        asyncio.TaskGroup() as tasks,  # a listener that fails ends them all: what is measured is not whole
+        asyncio.TaskGroup() as tasks,
     ):
         assembly = Assembly(bus, make, tasks)
-        await serve({"enter": assembly.enter})
+        await serve({"enter": assembly.enter, "listening": assembly.listening})
         os._exit(0)
 
 

@@ -85,6 +85,7 @@ async def _parts(environ: Mapping[str, str], name: str, users: int) -> AsyncIter
     async with peer("benchmarks.assembly", name, environ=environ) as assembly:
         await assembly.ask("enter", count=users)
         yield assembly.pid
+        await assembly.ask("listening")  # else it ended in between
 
 
 async def _write(written: Source, heard: Peer, users: int, rate: float, writes: int, first: int = 0) -> None:
@@ -108,11 +109,15 @@ async def compare() -> list[dict[str, Any]]:
     """Every source, with every number of listeners; and the most of them at five times the rate."""
     rows = []
     for name in SOURCES:
-        rows += [await measure(name, users, whole=False, **_load(users)) for users in COUNTS]
-        rows.append(await measure(name, COUNTS[-1], whole=False, writes=6_000, rate=200))
-        for users in COUNTS:
-            try:
-                rows.append(await measure(name, users, **_load(users)))
-            except RuntimeError as error:  # a machine that is too busy for so many leases
-                rows.append({"source": name, "in": "the service", "listeners": users, "": str(error)})
+        rows += [await _try(name, users, whole=False, **_load(users)) for users in COUNTS]
+        rows.append(await _try(name, COUNTS[-1], whole=False, writes=6_000, rate=200))
+        rows += [await _try(name, users, whole=True, **_load(users)) for users in COUNTS]
     return rows
+
+
+async def _try(name: str, users: int, *, whole: bool, **load: Any) -> dict[str, Any]:
+    """A row; of a machine that is too busy for so many, one that says so."""
+    try:
+        return await measure(name, users, whole=whole, **load)
+    except (RuntimeError, FileNotFoundError) as error:  # a process that ended has no figures, nor a place in /proc
+        return {"source": name, "in": "the service" if whole else "its parts", "listeners": users, "": str(error)}
