@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from callboard_firebase.listen.backoff import Backoff
+from callboard_firebase.backoff import Backoff
 
 
 class Clock:
@@ -92,7 +92,7 @@ def longest_wait(drawn: float, cap_s: float = 10) -> float:
 def test_attempts_used_up_early_leave_no_long_wait(drawn: float, monkeypatch: pytest.MonkeyPatch) -> None:
     assert longest_wait(drawn) <= 10.01
     # The control: not spread, and with draws like these, the ceiling alone makes the last one wait.
-    monkeypatch.setattr("callboard_firebase.listen.backoff._SPREAD_SHARE", 0.0)
+    monkeypatch.setattr("callboard_firebase.backoff._SPREAD_SHARE", 0.0)
     assert (longest_wait(drawn) > 15) == (drawn <= 0.5)
 
 

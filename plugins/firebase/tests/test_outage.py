@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from callboard_firebase.listen.backoff import Backoff
-from callboard_firebase.listen.outage import Outage
+from callboard_firebase.backoff import Backoff
+from callboard_firebase.outage import Outage
 
 pytestmark = pytest.mark.anyio
 

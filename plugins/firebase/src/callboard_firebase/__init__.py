@@ -2,7 +2,8 @@
 
 from callboard_firebase.errors import translate, translated
 from callboard_firebase.firebase import Firebase
-from callboard_firebase.listen import BURST, Batch, Change, Document, ListenEngine, ListenOptions, ListenStats, Pace
+from callboard_firebase.listen import Batch, Change, Document, ListenEngine, ListenOptions, ListenStats
+from callboard_firebase.pace import BURST, Pace
 from callboard_firebase.paths import collection_path, document_path, join, segment
 from callboard_firebase.reads import Read, find, get_document, get_documents, run_query
 from callboard_firebase.realtime import (

@@ -22,10 +22,10 @@ from callboard.errors import Internal, InvalidArgs, Unavailable
 from callboard_firebase.channel import Lines
 from callboard_firebase.listen.documents import Batch
 from callboard_firebase.listen.options import ListenOptions
-from callboard_firebase.listen.outage import Outage
 from callboard_firebase.listen.stream import Stream
 from callboard_firebase.listen.target import Source, Target
 from callboard_firebase.listen.watch import Watch
+from callboard_firebase.outage import Outage
 
 _log = logging.getLogger("callboard_firebase.listen")
 

@@ -27,8 +27,8 @@ from callboard_firebase.channel import Lines
 from callboard_firebase.errors import error_for, status_of, translate
 from callboard_firebase.listen.conversation import Conversation
 from callboard_firebase.listen.options import ListenOptions
-from callboard_firebase.listen.outage import Outage
 from callboard_firebase.listen.target import Target, probe
+from callboard_firebase.outage import Outage
 
 _log = logging.getLogger("callboard_firebase.listen")
 

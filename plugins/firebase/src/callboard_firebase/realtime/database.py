@@ -23,7 +23,7 @@ import httpx
 import msgspec
 
 from callboard.errors import Internal, InvalidArgs, Unavailable
-from callboard_firebase.listen.outage import Outage
+from callboard_firebase.outage import Outage
 from callboard_firebase.realtime.address import Address
 from callboard_firebase.realtime.bodies import Bodies, size_of
 from callboard_firebase.realtime.connection import Connections

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from callboard_firebase.listen.backoff import Backoff
+from callboard_firebase.backoff import Backoff
 
 
 @dataclass(frozen=True, slots=True)

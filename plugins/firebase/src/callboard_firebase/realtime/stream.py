@@ -28,7 +28,7 @@ from callboard.errors import (
     Unavailable,
 )
 from callboard_firebase.errors import translate
-from callboard_firebase.listen.outage import Outage
+from callboard_firebase.outage import Outage
 from callboard_firebase.realtime.bodies import Bodies
 from callboard_firebase.realtime.connection import Connections
 from callboard_firebase.realtime.errors import Refusal, error_for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from callboard_firebase.listen.backoff import Backoff
+from callboard_firebase.backoff import Backoff
 
 
 class Outage:
