@@ -9,7 +9,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
@@ -127,9 +127,19 @@ class Replica:
         return math.nan if value is None else value
 
 
+class Address(Protocol):
+    """A server, or what stands before it."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+
 @asynccontextmanager
 async def replica(
-    server: ValkeyServer,
+    server: Address,
     *,
     name: str = "one",
     service: Shop | None = None,

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -8,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from core.cluster import CLUSTER, administering, join
 from redis import exceptions as redis
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import RedisCluster
 from support import Recorded
 
 from callboard.connections import Connections, redis_errors
@@ -19,8 +19,6 @@ from callboard_local import ValkeyServer
 
 pytestmark = pytest.mark.anyio
 
-CLUSTER = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", "--cluster-node-timeout", "500"]
-
 
 @asynccontextmanager
 async def opened(server: ValkeyServer, **fields: Any) -> AsyncIterator[Connections]:
@@ -29,24 +27,9 @@ async def opened(server: ValkeyServer, **fields: Any) -> AsyncIterator[Connectio
         yield connections
 
 
-@asynccontextmanager
-async def administering(server: ValkeyServer) -> AsyncIterator[Any]:
-    client = Redis(host=server.host, port=server.port)
-    try:
-        yield client
-    finally:
-        await client.aclose()
-
-
 async def ask(connections: Connections) -> Any:
     with redis_errors(connections):
         return await connections.commands.get("callboard:nothing")
-
-
-async def ready(client: Any) -> None:
-    async with asyncio.timeout(10):
-        while (await client.execute_command("CLUSTER INFO"))["cluster_state"] != "ok":
-            await asyncio.sleep(0.01)
 
 
 async def set_keys(connections: Connections) -> None:
@@ -152,20 +135,9 @@ def nodes() -> Iterator[tuple[ValkeyServer, ValkeyServer]]:
 @pytest.fixture
 async def cluster(nodes: tuple[ValkeyServer, ValkeyServer]) -> AsyncIterator[ValkeyServer]:
     """The first of two nodes, each with half of the slots."""
-    one, other = nodes
-    async with administering(one) as first, administering(other) as second:
-        if (await first.execute_command("CLUSTER INFO"))["cluster_slots_assigned"] == "0":
-            await first.execute_command("CLUSTER ADDSLOTSRANGE", 0, 8191)
-            await second.execute_command("CLUSTER ADDSLOTSRANGE", 8192, 16383)
-            await first.execute_command("CLUSTER MEET", other.host, other.port)
-        await ready(first)
-        await ready(second)
-        async with asyncio.timeout(20):
-            while len(await first.execute_command("CLUSTER SLOTS")) < 2:
-                await asyncio.sleep(0.01)
-            while len(await second.execute_command("CLUSTER SLOTS")) < 2:
-                await asyncio.sleep(0.01)
-        yield one
+    await join(*nodes)
+    yield nodes[0]
+    async with administering(nodes[0]) as first:
         await first.execute_command("ACL", "SETUSER", "default", "+@all")
 
 

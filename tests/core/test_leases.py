@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from core.cluster import CLUSTER, join
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from support import Recorded
@@ -153,14 +154,14 @@ async def test_renewing_a_lease_that_was_taken_over_leaves_it_alone(leases: Leas
 async def test_an_owner_is_told_of_nudges_once_when_it_renews(
     leases: Leases, key: str, connections: Connections
 ) -> None:
-    await leases.nudge(key)
+    await leases.nudge([key])
     assert await connections.commands.exists(key) == 0, "of a lease that nobody holds, nothing stays"
     lease = await take(leases, key, "owner")
     assert await lease.renew()
     assert not lease.nudged
 
-    await leases.nudge(key)
-    await leases.nudge(key)
+    await leases.nudge([key])
+    await leases.nudge([key])
     assert not lease.nudged
     assert await lease.renew()
     assert lease.nudged
@@ -168,7 +169,7 @@ async def test_an_owner_is_told_of_nudges_once_when_it_renews(
     assert await lease.renew()
     assert not lease.nudged
 
-    await leases.nudge(key)
+    await leases.nudge([key])
     await lease.release()
     successor = await take(leases, key, "next")
     assert await successor.renew()
@@ -242,6 +243,151 @@ async def test_a_server_that_lost_its_scripts_is_taught_them(
     lease = await take(leases, key, "owner")
     await connections.commands.script_flush()
     assert await lease.renew()
+
+
+# -- many at once ------------------------------------------------------------------------------------------------------
+
+
+async def check_many(leases: Leases, redis: Any) -> None:
+    """Free, released, expired and another's keys in one request; then lost and held leases in one."""
+    names = [f"{{{number}}}lease" for number in range(12)]
+    held, expired, released = names[:3], names[3:6], names[6:9]
+    others = {key: await take(leases, key, "other") for key in (*held, *expired, *released)}
+    for key in expired:
+        await redis.hset(key, "expires", "1")
+    for key in released:
+        await others[key].release()
+
+    answers = await leases.acquire_many([(key, f"ours:{key}") for key in names], LONG_S)
+    assert answers[:3] == [None] * 3
+    taken = [lease for lease in answers if isinstance(lease, Lease)]
+    assert [lease.key for lease in taken] == names[3:]
+    assert [lease.owner for lease in taken] == [f"ours:{key}" for key in names[3:]]
+    assert [lease.taken_over for lease in taken] == [True] * 3 + [False] * 6
+    assert all(lease.is_firm() for lease in taken)
+    assert all(lease.fence > others[lease.key].fence for lease in taken if lease.key in others)
+    assert {key.decode() for key in await redis.zrange(INDEX, 0, -1)} == set(names)
+    again = await leases.acquire_many([(lease.key, lease.owner) for lease in taken], LONG_S)
+    assert [lease and not isinstance(lease, Unavailable) and lease.fence for lease in again] == [
+        lease.fence for lease in taken
+    ]
+
+    gone, stolen = taken[1], taken[4]
+    await redis.delete(gone.key)
+    await redis.hset(stolen.key, "owner", "other")
+    await redis.hset(taken[0].key, "expires", "9999999999999")
+    assert await leases.renew_many(taken) == [lease not in (gone, stolen) for lease in taken]
+    assert [lease.is_firm() for lease in taken] == [lease not in (gone, stolen) for lease in taken]
+    assert int(await redis.hget(taken[0].key, "expires")) < 9_999_999_999_999
+    assert not await redis.exists(gone.key)
+    assert await leases.owner(stolen.key) == "other"
+
+
+async def test_many_are_taken_and_renewed_at_once(own_leases: Leases) -> None:
+    await check_many(own_leases, own_leases._connections.commands)
+
+
+async def test_many_on_a_cluster(recorded: Recorded) -> None:
+    with ValkeyServer(args=CLUSTER) as one, ValkeyServer(args=CLUSTER) as other:
+        await join(one, other)
+        async with Connections(Settings(redis_host=one.host, redis_port=one.port), recorded.telemetry) as connections:
+            assert connections.mode == "cluster"
+            await check_many(Leases(connections), connections.commands)
+
+
+async def take_many(leases: Leases, count: int = 300, ttl_s: float = LONG_S) -> list[Lease]:
+    answers = await leases.acquire_many([(f"{{{number}}}lease", "owner") for number in range(count)], ttl_s)
+    taken = [lease for lease in answers if isinstance(lease, Lease)]
+    assert len(taken) == count
+    return taken
+
+
+async def reads(leases: Leases) -> int:
+    """How often the server has read from a socket: what comes in one piece is read in few."""
+    return int((await leases._connections.commands.info("stats"))["total_reads_processed"])
+
+
+async def test_many_cost_few_requests(own_leases: Leases) -> None:
+    taken = await take_many(own_leases)
+    await own_leases.renew_many(taken)  # the script is known from here on
+    before = await reads(own_leases)
+    assert await own_leases.renew_many(taken) == [True] * len(taken)
+    assert await reads(own_leases) - before < len(taken) / 10
+    before = await reads(own_leases)
+    await asyncio.gather(*(lease.renew() for lease in taken))  # the control: each by itself
+    assert await reads(own_leases) - before >= len(taken)
+
+
+async def test_a_restarted_server_loses_what_it_has_forgotten_and_nothing_else(
+    own_leases: Leases, own_valkey: ValkeyServer
+) -> None:
+    taken = await take_many(own_leases)
+    assert await own_leases.renew_many(taken) == [True] * len(taken)
+    await own_valkey.restart()  # its scripts are gone too
+    kept = taken[::3]
+    for lease in kept:  # as a server with a disk would have it
+        fields = {"owner": lease.owner, "expires": 2**45, "fence": lease.fence}
+        await own_leases._connections.commands.hset(lease.key, mapping=fields)  # type: ignore[arg-type]
+    assert await own_leases.renew_many(taken) == [lease in kept for lease in taken]
+    assert [lease.is_firm() for lease in taken] == [lease in kept for lease in taken]
+    again = await own_leases.acquire_many([(lease.key, "next") for lease in taken], LONG_S)
+    for old, new in zip(taken, again, strict=True):
+        if old in kept:
+            assert new is None
+        else:
+            assert isinstance(new, Lease)
+            assert new.fence > old.fence
+
+
+async def test_many_that_wait_for_a_hung_server_are_not_firm_for_having_been_answered(
+    own_leases: Leases, own_valkey: ValkeyServer
+) -> None:
+    taken = await take_many(own_leases, ttl_s=0.6)
+    for lease in taken:
+        await own_leases._connections.commands.hset(lease.key, "expires", str(2**45))  # this is about our own clock
+    own_valkey.pause()
+    renewing = asyncio.create_task(own_leases.renew_many(taken))
+    await asyncio.sleep(0)
+    until = time.monotonic() + 0.6 * 2 / 3
+    while time.monotonic() < until:  # time itself is waited for
+        await asyncio.sleep(0.01)
+    own_valkey.resume()
+    assert await renewing == [True] * len(taken)
+    assert not any(lease.is_firm() for lease in taken)
+    assert await own_leases.renew_many(taken) == [True] * len(taken)
+    assert all(lease.is_firm() for lease in taken)
+
+
+async def test_what_is_released_while_it_is_renewed_stays_released(
+    own_leases: Leases, own_valkey: ValkeyServer
+) -> None:
+    released, kept = await take(own_leases, "{a}key", "owner"), await take(own_leases, "{b}key", "owner")
+    assert await own_leases.renew_many([released, kept]) == [True, True]  # the script is known from here on
+    own_valkey.pause()
+    renewing = asyncio.create_task(own_leases.renew_many([released, kept]))
+    await asyncio.sleep(0)
+    releasing = asyncio.create_task(released.release())
+    await asyncio.sleep(0)
+    own_valkey.resume()
+    assert await renewing == [True, True]  # it was asked first
+    await releasing
+    assert not released.is_firm()
+    assert kept.is_firm()
+    assert await own_leases.owner("{a}key") is None
+
+
+async def test_many_of_which_a_hung_server_says_nothing(own_leases: Leases, own_valkey: ValkeyServer) -> None:
+    taken = await take_many(own_leases)
+    renewed_at = [lease._renewed_at for lease in taken]
+    own_valkey.pause()
+    try:
+        unknown = await own_leases.renew_many(taken)
+        none = await own_leases.acquire_many([("{a}key", "owner"), ("{b}key", "owner")], LONG_S)
+    finally:
+        own_valkey.resume()
+    assert {type(answer) for answer in (*unknown, *none)} == {Unavailable}
+    assert [lease._renewed_at for lease in taken] == renewed_at  # neither extended nor lost
+    assert await own_leases.renew_many(taken) == [True] * len(taken)
 
 
 class Swept:

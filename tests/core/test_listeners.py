@@ -304,7 +304,7 @@ async def test_redis_killed_while_publishing_makes_a_sync_once_it_is_back(own_va
                 await client.hset(lease.key, mapping=fields)  # type: ignore[arg-type]
             reads = len(one.shop.items_source.read)
             while not heard.of("notif.sync"):
-                await one.listeners._tick()
+                await one.listeners._renew()
                 await asyncio.sleep(0.02)
             assert len(one.shop.items_source.read) == reads + 1
             one.shop.items_source.delta("ann", 3)

@@ -216,12 +216,12 @@ async def test_a_page_reload_within_the_grace_tears_nothing_down(own_valkey: Val
         await eventually(lambda: "ann" in listeners(service)._gone_since)
         if not within_grace:  # the control
             listeners(service)._grace_s = 0.0
-        await listeners(service)._tick()
+        await listeners(service)._check()
         if not within_grace:
             await eventually(lambda: not listeners(service).status())
         async with page_of(service) as page:
             await eventually(lambda: listening(service) and page.knows(source))
-            await listeners(service)._tick()
+            await listeners(service)._check()
             source.grow()
             await eventually(lambda: page.knows(source))
             assert page.faults == []

@@ -14,17 +14,18 @@ Every script declares its one key and is harmless to repeat with the same owner 
 
 from __future__ import annotations
 
-import hashlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from redis.exceptions import NoScriptError
-
 from callboard.connections import Connections, redis_errors
+from callboard.errors import Unavailable
+from callboard.fleet import scripts
 
 TOMBSTONE_S = 3_600
 INDEX = "callboard:leases"
 _SWEEP_BATCH = 200
+_NEVER = float("-inf")
 
 LUA = """
 local function now_ms()
@@ -99,8 +100,14 @@ return 'buried'
 """
 )
 
-# KEYS[1]: the index. ARGV: a lease's key, when to look at it (ms from now).
-_INDEX_ADD = LUA + "redis.call('ZADD', KEYS[1], string.format('%.0f', now_ms() + ARGV[2]), ARGV[1])"
+# KEYS[1]: the index. ARGV: when to look at them (ms from now), leases' keys.
+_INDEX_ADD = (
+    LUA
+    + """
+local at = string.format('%.0f', now_ms() + ARGV[1])
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], at, ARGV[i]) end
+"""
+)
 
 # ARGV: limit, when to look at them again (ms from now). Returns: that time, the leases' keys to look at now.
 _INDEX_TAKE_DUE = (
@@ -135,25 +142,59 @@ class Leases:
 
         Repeated with the same token it answers the same lease, its time starting anew.
         """
-        if not await self._run(_IS_FREE, key, owner):
-            return None
+        [answer] = await self.acquire_many([(key, owner)], ttl_s)
+        if isinstance(answer, Unavailable):
+            raise answer
+        return answer
+
+    async def acquire_many(self, wanted: Sequence[tuple[str, str]], ttl_s: float) -> list[Lease | Unavailable | None]:
+        """`acquire` for pairs of key and owner, in their order, in three round trips; a few hundred at a time.
+
+        Unavailable stands in the place of each whose answer is not known; it is raised when no lease can be had at all.
+        """
+        ttl_ms = int(ttl_s * 1000)
+        free = await self._run_many(_IS_FREE, wanted)
+        found: list[Lease | Unavailable | None] = [one if isinstance(one, Unavailable) else None for one in free]
+        places = [place for place, one in enumerate(free) if one == 1]
+        if not places:
+            return found
         # In the index first: the sweep then finds what a crash, or a reply that is lost, leaves behind.
-        await self._run(_INDEX_ADD, INDEX, key, int(ttl_s * 1000))
+        await self._run(_INDEX_ADD, INDEX, ttl_ms, *(wanted[place][0] for place in places))
         began = time.monotonic()
-        answer = await self._run(_ACQUIRE, key, owner, int(ttl_s * 1000))
-        if not answer:
-            return None
-        fence, taken_over = answer
-        return Lease(self, key, owner, fence=int(fence), taken_over=bool(taken_over), ttl_s=ttl_s, renewed_at=began)
+        answers = await self._run_many(_ACQUIRE, [(*wanted[place], ttl_ms) for place in places])
+        for place, answer in zip(places, answers, strict=True):
+            if isinstance(answer, Unavailable):
+                found[place] = answer
+            elif answer:
+                (key, owner), (fence, taken_over) = wanted[place], answer
+                found[place] = Lease(
+                    self, key, owner, fence=int(fence), taken_over=bool(taken_over), ttl_s=ttl_s, renewed_at=began
+                )
+        return found
+
+    async def renew_many(self, held: Sequence[Lease]) -> list[bool | Unavailable]:
+        """`Lease.renew` for many, in their order, in one round trip; a few hundred at a time.
+
+        Unavailable stands in the place of each whose answer is not known.
+        """
+        began = time.monotonic()
+        answers = await self._run_many(_RENEW, [(one.key, one.owner, int(one.ttl_s * 1000)) for one in held])
+        for lease, answer in zip(held, answers, strict=True):
+            if not isinstance(answer, Unavailable):
+                lease._heard(answer, began)
+        return [answer if isinstance(answer, Unavailable) else answer >= 0 for answer in answers]
 
     async def owner(self, key: str) -> str | None:
         """The token of whose lease on `key` runs now, by Redis' clock; None when nobody's does."""
         owner: bytes | None = await self._run(_OWNER, key)
         return None if owner is None else owner.decode()
 
-    async def nudge(self, key: str) -> None:
-        """Have the owner of the lease on `key`, if there is one, find it `nudged` at its next renewal."""
-        await self._run(_NUDGE, key)
+    async def nudge(self, keys: Sequence[str]) -> None:
+        """Have the owners of the leases on `keys`, where there are any, find them `nudged` at their next renewal.
+
+        A few hundred at a time.
+        """
+        await scripts.run_all(self._connections, _NUDGE, [((key,), ()) for key in keys])
 
     async def sweep(self, look_again_s: float = 1_800) -> int:
         """Bury the leases that expired and were neither released nor taken over; their number.
@@ -164,11 +205,7 @@ class Leases:
         buried = 0
         while True:
             again, due = await self._run(_INDEX_TAKE_DUE, INDEX, _SWEEP_BATCH, int(look_again_s * 1000))
-            with redis_errors(self._connections):
-                pipeline: Any = self._connections.commands.pipeline(transaction=False)
-                for key in due:
-                    pipeline.eval(_SWEEP, 1, key, self._tombstone_ms)
-                states = await pipeline.execute() if due else []
+            states = await scripts.run_all(self._connections, _SWEEP, [((key,), (self._tombstone_ms,)) for key in due])
             if over := [key for key, state in zip(due, states, strict=True) if state != b"held"]:
                 await self._run(_INDEX_DROP, INDEX, again, *over)
             buried += states.count(b"buried")
@@ -177,7 +214,11 @@ class Leases:
 
     async def _run(self, script: str, key: str | bytes, *args: str | bytes | int) -> Any:
         with redis_errors(self._connections):
-            return await run_script(self._connections, script, key, *args)
+            return await scripts.run(self._connections, script, (key,), *args)
+
+    async def _run_many(self, script: str, calls: Sequence[tuple[str | int, ...]]) -> list[Any]:
+        """Each of `calls` is a key and its arguments."""
+        return await scripts.run_many(self._connections, script, [((str(key),), args) for key, *args in calls])
 
 
 class Lease:
@@ -200,19 +241,23 @@ class Lease:
 
     async def renew(self) -> bool:
         """Start its time anew. False: it expired, or is another's; it stays lost. Unavailable: not known."""
-        began = time.monotonic()
-        nudges = await self._leases._run(_RENEW, self.key, self.owner, int(self.ttl_s * 1000))
-        if nudges < 0:
-            self._renewed_at = float("-inf")
-            return False
+        [held] = await self._leases.renew_many([self])
+        if isinstance(held, Unavailable):
+            raise held
+        return held
+
+    def _heard(self, nudges: int, asked_at: float) -> None:
+        """Redis has answered to a renewal: how often it was nudged so far, negative when it is lost."""
+        if nudges < 0 or self._renewed_at == _NEVER:  # one that was lost or released meanwhile stays so
+            self._renewed_at = _NEVER
+            return
+        self._renewed_at = asked_at
         if nudges != self._nudges:
             self._nudges, self.nudged = nudges, True
-        self._renewed_at = began
-        return True
 
     async def release(self) -> None:
         """Give it up for the next one to take at once. Nothing happens if it is another's by now."""
-        self._renewed_at = float("-inf")
+        self._renewed_at = _NEVER
         await self._leases._run(_RELEASE, self.key, self.owner, self._leases._tombstone_ms)
 
     def is_firm(self) -> bool:
@@ -221,15 +266,3 @@ class Lease:
         A process that was paused for longer wakes up with a lease that is not firm, before another can have taken it.
         """
         return time.monotonic() - self._renewed_at < self.ttl_s * 2 / 3
-
-
-async def run_script(connections: Connections, script: str, key: str | bytes, *args: str | bytes | int) -> Any:
-    """Run a Lua script on one key by its digest, or whole where the server does not know it yet. Use in `redis_errors`.
-
-    EVAL teaches the script to the very node that owns the key, which SCRIPT LOAD would not after a failover.
-    """
-    digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-    try:
-        return await connections.commands.evalsha(digest, 1, key, *args)
-    except NoScriptError:
-        return await connections.commands.eval(script, 1, key, *args)

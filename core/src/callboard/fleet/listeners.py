@@ -3,8 +3,9 @@
 A replica learns of a user when they come online here, and from a look at all online users every few seconds, which
 is how it takes over what a replica that died has left. A thread is wanted by the replicas that have it open (see
 `Threads`), presence or not; one that another replica runs is tried for again at every look. Leases are renewed every
-third of their TTL, all in one loop; the same loop notices users who are gone, users who may see other companies than
-before, and threads that nobody here has open any more.
+third of their TTL, in a loop that does nothing else, so that nothing else can make them late. As often, another one
+notices users who are gone, users who may see other companies than before, and threads that nobody here has open any
+more.
 
 Redis away: what runs stays open and mute, and publishes a sync when Redis answers again; a lease lost meanwhile stops
 it. Redis lost its data: the leases are lost, and taken anew as soon as the users are registered again.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -38,7 +39,7 @@ from callboard.telemetry import Telemetry, where_raised
 if TYPE_CHECKING:
     from types import TracebackType
 
-_PAGE = 200
+_PAGE = 300
 _STOP_TIMEOUT_S = 8.0
 
 
@@ -77,6 +78,8 @@ class Listeners:
             settings.replica_name(), telemetry, leases, bus, lease_ttl_s=lease_ttl_s, patience=patience
         )
         self._gone_since: dict[str, float] = {}
+        self._came: set[str] = set()
+        self._somebody_came = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
 
     def declare(self, namespace: str, service: Service) -> None:
@@ -101,9 +104,11 @@ class Listeners:
         if self._declared:
             self._presence.watch(self._noticed)
             self._loops = [
-                asyncio.create_task(self._every(self._lease_ttl_s / 3, self._tick), name="listeners: renew"),
+                asyncio.create_task(self._every(self._lease_ttl_s / 3, self._renew), name="listeners: renew"),
+                asyncio.create_task(self._every(self._lease_ttl_s / 3, self._check), name="listeners: check"),
                 asyncio.create_task(self._every(self._scan_interval_s, self._scan), name="listeners: scan"),
                 asyncio.create_task(self._every(self._sweep_interval_s, self._sweep), name="listeners: sweep"),
+                asyncio.create_task(self._follow_users(), name="listeners: users"),
                 asyncio.create_task(self._follow_threads(), name="listeners: threads"),
             ]
         return self
@@ -240,10 +245,20 @@ class Listeners:
         if not online:
             self._gone_since.setdefault(uid, time.monotonic())
             return
-        try:
-            await self._attend((await self._presence.online_among([uid])).values())
-        except Unavailable:
-            return  # the scan finds the user when Redis is back
+        self._came.add(uid)
+        self._somebody_came.set()
+
+    async def _follow_users(self) -> None:
+        """Attend to users as soon as they come online here; those who come meanwhile are attended to together."""
+        while True:
+            await self._somebody_came.wait()
+            self._somebody_came.clear()
+            came, self._came = self._came, set()
+            await self._turn(self._attend_online, list(came))  # Unavailable: the scan finds them when Redis is back
+
+    async def _attend_online(self, uids: Sequence[str]) -> None:
+        for some in chunks(uids, _PAGE):
+            await self._attend((await self._presence.online_among(some)).values())
 
     async def _scan(self) -> None:
         """Look for online users, and threads open here, whose listeners do not run here; most are another replica's."""
@@ -340,9 +355,13 @@ class Listeners:
             self._telemetry.log.error("task_failed", task=f"listeners: {name}", **where_raised(error))
         heed_cancellation()
 
-    async def _tick(self) -> None:
-        """Renew the leases of healthy listeners; then see which threads are still open, and who is still online."""
-        await self._roster.renew(self._lease_ttl_s / 3)
+    async def _renew(self) -> None:
+        # With the pause between two turns less than the time for which a lease is firm: a turn that waits for an answer
+        # which does not come must not make the others' leases mute.
+        await self._roster.renew(self._lease_ttl_s / 4)
+
+    async def _check(self) -> None:
+        """See which threads are still open, and who is still online."""
         self._check_threads()
         await self._check_users()
 

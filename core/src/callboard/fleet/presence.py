@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from callboard.connections import Connections, redis_errors
 from callboard.errors import AlreadyExists, InvalidArgs, Unavailable
 from callboard.fleet import presence_lua as lua
+from callboard.fleet import scripts
 from callboard.fleet.presence_lua import ONLINE_EXPIRY, ONLINE_NAMES, UserKeys, session_key
 from callboard.fleet.sessions import (
     Page,
@@ -190,20 +191,17 @@ class Presence:
 
     async def _touch(self, sessions: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
         """Extend sessions, given with their users; those that are alive."""
-        if not sessions:
-            return set()
         ttl_ms = self._ttl_ms()
+        answers = await self._run_all(lua.TOUCH, [(UserKeys.of(uid), (session, ttl_ms)) for uid, session in sessions])
+        alive = {each for each, yes in zip(sessions, answers, strict=True) if yes}
+        if not alive:
+            return set()
         with redis_errors(self._connections):
-            touch = self._pipeline()
-            for uid, session_id in sessions:
-                touch.eval(lua.TOUCH, 2, *UserKeys.of(uid), session_id, ttl_ms)
-            alive = {each for each, yes in zip(sessions, await touch.execute(), strict=True) if yes}
             extend = self._pipeline()
             for uid, session_id in alive:
                 extend.pexpire(session_key(session_id), ttl_ms)
                 extend.eval(lua.INDEX_ADD, 2, *_INDEX, uid, ttl_ms)
-            if alive:
-                await extend.execute()
+            await extend.execute()
         return alive
 
     async def _leave(self, uid: str, session_id: str) -> bool:
@@ -265,13 +263,7 @@ class Presence:
     async def access(self, uids: Iterable[str]) -> dict[str, tuple[int, User]]:
         """How many sessions each user has, and the user as listeners see them, online or not; in one round trip."""
         uids = list(uids)
-        if not uids:
-            return {}
-        pipeline = self._pipeline()
-        for uid in uids:
-            pipeline.eval(lua.READ_ACCESS, 2, *UserKeys.of(check_identifier(uid)))
-        with redis_errors(self._connections):
-            answers = await pipeline.execute()
+        answers = await self._run_all(lua.READ_ACCESS, [(UserKeys.of(check_identifier(uid)), ()) for uid in uids])
         found = {}
         for uid, (sessions, companies) in zip(uids, answers, strict=True):
             ids = decode_companies(companies.decode() if companies else None)
@@ -297,10 +289,7 @@ class Presence:
             with redis_errors(self._connections):
                 online, due = await self._run(lua.INDEX_DUE, _INDEX, _SWEEP_BATCH)
                 self._telemetry.metrics.presence_users.set(online)
-                pipeline = self._pipeline()
-                for uid in due:
-                    pipeline.eval(lua.PURGE, 2, *UserKeys.of(uid.decode()))
-                answers = await pipeline.execute() if due else []
+                answers = await self._run_all(lua.PURGE, [(UserKeys.of(uid.decode()), ()) for uid in due])
                 for name, (offline, left_ms) in zip(due, answers, strict=True):
                     uid = name.decode()
                     if offline:
@@ -339,7 +328,10 @@ class Presence:
     # -- small change -------------------------------------------------------------------------------------------------
 
     async def _run(self, script: str, keys: Sequence[str], *args: str | int) -> Any:
-        return await self._connections.commands.eval(script, len(keys), *keys, *args)
+        return await scripts.run(self._connections, script, keys, *args)
+
+    async def _run_all(self, script: str, calls: Sequence[scripts.Call]) -> list[Any]:
+        return await scripts.run_all(self._connections, script, calls)
 
     def _pipeline(self) -> Any:
         return self._connections.commands.pipeline(transaction=False)

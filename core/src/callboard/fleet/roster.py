@@ -10,16 +10,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from callboard.errors import Unavailable
 from callboard.events.bus import Bus
 from callboard.fleet.declared import Declared, Instance
-from callboard.fleet.leases import Leases
+from callboard.fleet.leases import Lease, Leases
 from callboard.fleet.supervisor import Patience, Supervisor
 from callboard.messages import new_id
 from callboard.service import Thread, User
 from callboard.telemetry import Telemetry, where_raised
 
-_AT_A_TIME = 32
-"""Requests to Redis that one loop has under way, well below the size of the connection pool."""
+_AT_A_TIME = 300
+"""Leases in one request to Redis: the event loop is kept for some milliseconds."""
+_SLOW_S = 0.1
+"""A request that has not been answered by then is not waited for: the next one goes out beside it."""
 
 T = TypeVar("T")
 
@@ -50,6 +53,7 @@ class Roster:
         self._lease_ttl_s = lease_ttl_s
         self._patience = patience
         self._of_user: dict[str, dict[Instance, Running]] = {}
+        self._of_name: dict[str, dict[Instance, Supervisor]] = {}
         self._taking: set[Instance] = set()
         self._last_events: dict[str, float] = {}
         self._closed = False
@@ -61,40 +65,50 @@ class Roster:
         self._closed = True
 
     async def take_all(self, wanted: Sequence[tuple[User, Declared, Thread | None]]) -> None:
-        """Run here those whose leases can be had. Unavailable."""
+        """Run here those whose leases can be had. Unavailable, when that is not known of all."""
         for some in chunks(wanted, _AT_A_TIME):
-            await asyncio.gather(*(self._take(*each) for each in some))
+            await self._take(some)
 
-    async def _take(self, user: User, declared: Declared, thread: Thread | None) -> None:
+    async def _take(self, wanted: Sequence[tuple[User, Declared, Thread | None]]) -> None:
         """A preference among replicas would be asked for here."""
-        instance = declared.instance(user.uid, thread)
-        if self._closed or instance in self.running or instance in self._taking:
-            return
-        owner = f"{self._replica}:{new_id()}"
-        acquire = partial(self._leases.acquire, instance.lease_key, owner, self._lease_ttl_s)
-        self._taking.add(instance)
+        lacking = {declared.instance(user.uid, thread): (user, declared, thread) for user, declared, thread in wanted}
+        for instance in [one for one in lacking if self._closed or one in self.running or one in self._taking]:
+            del lacking[instance]
+        owners = [f"{self._replica}:{new_id()}" for _ in lacking]
+        keys = [instance.lease_key for instance in lacking]
+        self._taking.update(lacking)
         try:
-            lease = await acquire()
-            if lease is None:
-                return
+            answers = await self._leases.acquire_many(list(zip(keys, owners, strict=True)), self._lease_ttl_s)
+            leases = [answer for answer in answers if isinstance(answer, Lease)]
             if self._closed:
-                await lease.release()
+                await asyncio.gather(*(lease.release() for lease in leases))
                 return
-            supervisor = Supervisor(
-                declared, user, lease, thread,
-                acquire=acquire, bus=self._bus, telemetry=self._telemetry, patience=self._patience,
-            )  # fmt: skip
-            # In a context of its own: the call that brought the user here, if any, is none of the listener's business.
-            task = asyncio.get_running_loop().create_task(
-                supervisor.run(), name=f"listener {declared.name}", context=contextvars.Context()
-            )
-            self.running[instance] = self._of_user.setdefault(user.uid, {})[instance] = Running(supervisor, task)
-            task.add_done_callback(partial(self._ended, instance))
+            for instance, answer in zip(lacking, answers, strict=True):
+                if isinstance(answer, Lease):
+                    self._run(instance, *lacking[instance], answer)
         finally:
-            self._taking.discard(instance)
+            self._taking.difference_update(lacking)
+        for answer in answers:
+            if isinstance(answer, Unavailable):
+                raise answer
+
+    def _run(self, instance: Instance, user: User, declared: Declared, thread: Thread | None, lease: Lease) -> None:
+        supervisor = Supervisor(
+            declared, user, lease, thread,
+            acquire=partial(self._leases.acquire, lease.key, lease.owner, self._lease_ttl_s),
+            bus=self._bus, telemetry=self._telemetry, patience=self._patience,
+        )  # fmt: skip
+        # In a context of its own: the call that brought the user here, if any, is none of the listener's business.
+        task = asyncio.get_running_loop().create_task(
+            supervisor.run(), name=f"listener {declared.name}", context=contextvars.Context()
+        )
+        self.running[instance] = self._of_user.setdefault(instance.uid, {})[instance] = Running(supervisor, task)
+        self._of_name.setdefault(instance.name, {})[instance] = supervisor
+        task.add_done_callback(partial(self._ended, instance))
 
     def _ended(self, instance: Instance, task: asyncio.Task[None]) -> None:
         supervisor = self.running.pop(instance).supervisor
+        del self._of_name[instance.name][instance]
         of_user = self._of_user[instance.uid]
         del of_user[instance]
         if not of_user:
@@ -104,15 +118,30 @@ class Roster:
             self._telemetry.log.error("task_died", task=task.get_name(), **where_raised(error))
 
     async def renew(self, within_s: float) -> None:
-        """Renew the leases of healthy listeners, as many as can be in this time; a lost lease ends its listener."""
-        until = time.monotonic() + within_s
+        """Renew the leases of healthy listeners, as many as can be in this time; a lost lease ends its listener.
+
+        A request that is slow to be answered holds up no other.
+        """
         healthy = [one for one, _ in self.running.values() if one.healthy]
         # Whoever had to wait for an answer last time, or was not asked for want of time, comes first.
         healthy.sort(key=lambda one: one.renewed_at)
-        for some in chunks(healthy, _AT_A_TIME):
-            await asyncio.gather(*(one.renew() for one in some))
-            if time.monotonic() > until:
-                break
+        try:
+            async with asyncio.timeout(within_s), asyncio.TaskGroup() as renewals:
+                for batch in chunks(healthy, _AT_A_TIME):
+                    await asyncio.wait({renewals.create_task(self._renew(batch))}, timeout=_SLOW_S)
+        except TimeoutError:
+            return  # the rest are asked for first next time; until then they are firm, or mute
+
+    async def _renew(self, batch: Sequence[Supervisor]) -> None:
+        leases, began = [one.lease for one in batch], time.monotonic()
+        try:
+            answers = await self._leases.renew_many(leases)
+        except Exception as error:  # noqa: BLE001 - the other batches' leases must not lapse for this one's
+            self._telemetry.log.error("task_failed", task="listeners: renew", **where_raised(error))
+            return
+        for one, lease, held in zip(batch, leases, answers, strict=True):
+            if not isinstance(held, Unavailable):  # else: not firm for long any more, then mute
+                one.renewed(lease, held, began)
 
     def stop(self, instances: Iterable[Instance]) -> None:
         """Have them end and release their leases; does not wait for it, and may be repeated meanwhile."""
@@ -130,7 +159,7 @@ class Roster:
             else:
                 elsewhere.append(instance)
         for some in chunks(elsewhere, _AT_A_TIME):
-            await asyncio.gather(*(self._leases.nudge(instance.lease_key) for instance in some))
+            await self._leases.nudge([instance.lease_key for instance in some])
 
     # -- what runs ----------------------------------------------------------------------------------------------------
 
@@ -150,14 +179,16 @@ class Roster:
     def active_count(self, name: str | None = None) -> int:
         """Listeners that run here and are well: all, or those called `name`."""
         return sum(
-            one.supervisor.healthy and (name is None or one.supervisor.declared.is_called(name))
-            for one in self.running.values()
+            one.healthy
+            for known, named in self._of_name.items()
+            if name is None or name in (known, known.partition(".")[2])
+            for one in named.values()
         )
 
     def last_event_age_s(self, name: str) -> float:
         """Since the last event of any listener of this name; NaN when there was none."""
-        times = [one.supervisor.last_event for instance, one in self.running.items() if instance.name == name]
-        last = max([*times, self._last_events.get(name, -math.inf)])
+        last = max((one.last_event for one in self._of_name.get(name, {}).values()), default=-math.inf)
+        last = max(last, self._last_events.get(name, -math.inf))
         return time.monotonic() - last if last > -math.inf else math.nan
 
     def status(self) -> list[dict[str, Any]]:

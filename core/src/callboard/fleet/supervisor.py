@@ -106,14 +106,9 @@ class Supervisor:
         """Whether its lease deserves to be renewed: a listener that fails lets another replica have a try."""
         return self._phase in ("starting", "listening")
 
-    async def renew(self) -> None:
-        """Renew the lease: publish what is due, because Redis is there; or stop, because the lease is lost."""
-        lease, began = self.lease, time.monotonic()
-        try:
-            held = await lease.renew()
-        except Unavailable:
-            return  # not firm for long any more, then mute
-        self.renewed_at = began
+    def renewed(self, lease: Lease, held: bool, asked_at: float) -> None:
+        """Redis has answered to a renewal: publish what is due, because it is there; or stop, for the lease is lost."""
+        self.renewed_at = asked_at
         if held:
             self._sync_due |= lease.nudged
             lease.nudged = False

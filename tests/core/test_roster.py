@@ -1,0 +1,185 @@
+"""Many listeners on one replica. What one of them does is in test_listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Self
+
+import pytest
+from core.replicas import Replica, eventually, min_renewed, replica
+from redis.asyncio import Redis
+
+from callboard.fleet import roster
+from callboard.fleet.supervisor import Supervisor
+from callboard_local import ValkeyServer
+
+pytestmark = pytest.mark.anyio
+
+PER_USER = 2
+"""Listeners that the service of these tests has."""
+
+
+async def enter(one: Replica, uids: Iterable[str]) -> None:
+    """Put users online; returns when all their listeners are well and begun."""
+    uids = list(uids)
+    for start in range(0, len(uids), 40):
+        await asyncio.gather(*(one.presence.register(uid, f"{uid}.tab") for uid in uids[start : start + 40]))
+    count = len(uids) * PER_USER
+    await eventually(lambda: one.listeners.active_count() == count)
+    await eventually(lambda: {entry["state"] for entry in one.listeners.status()} == {"listening"})
+
+
+def supervisors(one: Replica) -> list[Supervisor]:
+    return [running.supervisor for running in one.listeners._roster.running.values()]
+
+
+def fences(one: Replica) -> dict[tuple[str, str], int]:
+    return {(entry["uid"], entry["listener"]): entry["fence"] for entry in one.listeners.status()}
+
+
+def fall_silent(one: Replica) -> None:
+    """As a process that hangs: it neither renews nor releases."""
+    for loop in one.listeners._loops:
+        loop.cancel()
+
+
+async def reads(client: Redis) -> int:
+    """How often the server has read from a socket: what comes in one piece is read in few."""
+    return int((await client.info("stats"))["total_reads_processed"])
+
+
+async def test_thousands_are_renewed_by_few_requests_and_taken_over_together(own_valkey: ValkeyServer) -> None:
+    uids = [f"u{number}" for number in range(400)]
+    total = len(uids) * PER_USER
+    async with (
+        replica(own_valkey, lease_ttl_s=6) as one,
+        Redis(host=own_valkey.host, port=own_valkey.port) as client,
+    ):
+        await enter(one, uids)
+        before, renewed_before = fences(one), min_renewed(one)
+        fall_silent(one)
+        sent = await reads(client)
+        await one.listeners._renew()
+        assert min_renewed(one) > renewed_before
+        assert await reads(client) - sent < total / 5
+        sent = await reads(client)
+        assert all(await asyncio.gather(*(each.lease.renew() for each in supervisors(one))))  # each by itself
+        assert await reads(client) - sent >= total
+
+        async with replica(own_valkey, name="two", lease_ttl_s=6) as two:
+            await eventually(lambda: two.listeners.active_count() == total)
+            after = fences(two)
+            assert after.keys() == before.keys()
+            assert all(after[each] > before[each] for each in before)
+            await eventually(lambda: len(two.logged("listener_taken_over")) == total)
+            await eventually(lambda: {entry["state"] for entry in one.listeners.status()} == {"muted"})
+            await one.listeners._renew()
+            await eventually(lambda: not one.listeners.status())  # all are lost, and end
+            assert fences(two) == after
+
+
+async def test_some_are_lost_and_the_others_of_the_same_request_stay(own_valkey: ValkeyServer) -> None:
+    async with (
+        replica(own_valkey, lease_ttl_s=60) as one,
+        Redis(host=own_valkey.host, port=own_valkey.port) as client,
+    ):
+        await enter(one, [f"u{number}" for number in range(30)])
+        before = fences(one)
+        lost = [each for each in supervisors(one) if each.user.uid.endswith("7")]
+        await client.delete(*(each.lease.key for each in lost))
+        await one.listeners._renew()
+        await eventually(lambda: len(one.logged("listener_lost")) == len(lost))
+        await eventually(lambda: one.listeners.active_count() == len(before))  # nobody else wanted them: taken again
+        after = fences(one)
+        changed = {each for each in before if after[each] != before[each]}
+        assert changed == {(each.user.uid, each.declared.name) for each in lost}
+        assert all(after[each] > before[each] for each in changed)
+
+
+async def test_a_lease_that_cannot_be_renewed_costs_its_own_request_alone(
+    own_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "_AT_A_TIME", 5)
+    async with (
+        replica(own_valkey, lease_ttl_s=60) as one,
+        Redis(host=own_valkey.host, port=own_valkey.port) as client,
+    ):
+        await enter(one, [f"u{number}" for number in range(15)])
+        for loop in one.listeners._loops:
+            loop.cancel()
+        spoilt = supervisors(one)[7]
+        await client.set(spoilt.lease.key, "no lease")
+        asked_at = time.monotonic()
+        await one.listeners._renew()
+        late = [each for each in supervisors(one) if each.renewed_at < asked_at]
+        assert spoilt in late
+        assert len(late) == 5
+        assert [line["task"] for line in one.logged("task_failed")] == ["listeners: renew"]
+
+
+class Stalling:
+    """A TCP proxy before Valkey. What names `key` gets no answer, nor does what follows it on that connection."""
+
+    host = "127.0.0.1"
+
+    def __init__(self, server: ValkeyServer) -> None:
+        self.key: str | None = None
+        self.stalled = 0
+        self._server = server
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._proxy = await asyncio.start_server(self._serve, self.host, 0)
+        self.port: int = self._proxy.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._proxy.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection(self._server.host, self._server.port)
+        for way in (self._pass(reader, there_writer, watched=True), self._pass(there_reader, writer, watched=False)):
+            task = asyncio.create_task(way)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, watched: bool) -> None:
+        try:
+            stalls = False
+            while data := await reader.read(2**20):
+                if watched and self.key is not None and self.key.encode() in data:
+                    stalls = True
+                    self.stalled += 1
+                if not stalls:
+                    writer.write(data)
+        finally:
+            writer.close()
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_a_request_that_is_not_answered_holds_up_no_other(
+    own_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    monkeypatch.setattr(roster, "_AT_A_TIME", 5)
+    if not together:  # the control: each request waits for the one before
+        monkeypatch.setattr(roster, "_SLOW_S", None)
+    async with Stalling(own_valkey) as proxy, replica(proxy, lease_ttl_s=3) as one:
+        await enter(one, [f"u{number}" for number in range(15)])
+        fall_silent(one)
+        first = min(supervisors(one), key=lambda each: each.renewed_at)
+        proxy.key = first.lease.key
+        asked_at = time.monotonic()
+        await one.listeners._renew()
+        late = [each for each in supervisors(one) if each.renewed_at < asked_at]
+        assert proxy.stalled
+        assert first in late
+        assert len(late) == (5 if together else 15 * PER_USER)
+
+        proxy.key = None
+        await one.listeners._renew()
+        assert min_renewed(one) > asked_at
