@@ -545,6 +545,55 @@ async def test_a_target_that_breaks_the_stream_is_found(status: StatusCode, expe
             assert (await take(three)).initial
 
 
+async def test_one_that_is_refused_while_suspects_are_asked_singly_does_not_hold_up_the_others() -> None:
+    async def script(connection: Connection) -> None:
+        target = await connection.target()
+        if connection.number == 1:
+            await connection.target()
+            await connection.fail(StatusCode.UNKNOWN)
+        await connection.change(Kind.REMOVE, target, cause=5)
+        await connection.answer(await connection.target(), ["notes/b"], at=10)
+        await connection.silence()
+
+    async with (
+        served(script) as (_, opened),
+        opened.engine.watch(opened.client.document("notes/a")) as refused,
+        opened.engine.watch(opened.client.document("notes/b")) as other,
+    ):
+        with pytest.raises(NotFound):
+            await take(refused)
+        assert changes(await take(other)) == [("added", "b", 0)]
+
+
+async def test_one_that_waits_while_suspects_are_asked_singly_lets_the_others_pass_and_is_asked_once() -> None:
+    paths = []
+
+    async def script(connection: Connection) -> None:
+        target = await connection.target()
+        if connection.number == 1:
+            await connection.target()
+            await connection.fail(StatusCode.UNKNOWN)
+        paths.append(connection.path())
+        for _ in range(2):
+            await connection.change(Kind.REMOVE, target, cause=14)
+            target = await connection.target()
+            paths.append(connection.path())
+        await connection.answer(target, ["notes/b"], at=10)
+        await connection.answer(await connection.target(), ["notes/a"], at=11)
+        paths.append(connection.path())
+        await connection.silence()
+
+    async with (
+        served(script) as (server, opened),
+        opened.engine.watch(opened.client.document("notes/a")) as removed,
+        opened.engine.watch(opened.client.document("notes/b")) as other,
+    ):
+        assert changes(await take(other)) == [("added", "b", 0)]
+        assert changes(await take(removed)) == [("added", "a", 0)]
+        assert paths == ["notes/a", "notes/a", "notes/b", "notes/a"]
+        assert len(server.connections) == 2
+
+
 async def test_a_document_that_cannot_be_decoded_ends_its_watch_alone() -> None:
     async def script(connection: Connection) -> None:
         first, second = await connection.target(), await connection.target()

@@ -123,8 +123,9 @@ class Stream:
         del self._members[target]
         if (timer := self._later.pop(target, None)) is not None:
             timer.cancel()
-        if self._conversation is not None and target.id:
-            self._conversation.drop(target)
+        if self._conversation is not None:
+            if target.id:
+                self._conversation.drop(target)
             self._ask_next()
         if not self._members:
             self._wanted.clear()
@@ -276,10 +277,10 @@ class Stream:
             return
         if conversation.unproven():
             return
-        suspect = next((member for member in self._members if not member.proven), None)
-        if suspect is None:
-            self._cautious = False
-        else:
+        suspects = [member for member in self._members if not member.proven]
+        self._cautious = bool(suspects)
+        suspect = next((member for member in suspects if member not in self._later), None)
+        if suspect is not None:
             conversation.ask(suspect)
 
     def _ask_again(self, target: Target, status: StatusCode) -> None:
@@ -295,11 +296,11 @@ class Stream:
             ceiling_s = min(self._options.backoff_cap_s, self._options.backoff_base_s * 2.0 ** (strikes - 1))
             delay_s = random.uniform(0, ceiling_s)  # noqa: S311 - spreads load, guards nothing
             self._later[target] = self._loop.call_later(delay_s, self._ask_now, target)
+            self._ask_next()
 
     def _ask_now(self, target: Target) -> None:
         self._later.pop(target, None)
-        if self._conversation is not None:
-            self._conversation.ask(target)
+        self._ask_next(target)
 
     # -- Verdicts
 
