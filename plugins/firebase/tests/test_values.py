@@ -133,8 +133,11 @@ def test_sentinels_become_googles() -> None:
         {"$op": "array_union", "values": [[1]]},
         {"$op": "array_union", "values": [{"$op": "delete"}]},
         {"$op": "array_remove", "values": [SERVER_TIMESTAMP]},
+        {"$op": "array_union", "values": [{"at": {"$op": "server_timestamp"}}]},
         [{"$op": "delete"}],
         [DELETE_FIELD],
+        [{"a": {"b": {"$op": "increment", "by": 1}}}],
+        [{"at": SERVER_TIMESTAMP}],
     ],
     ids=repr,
 )

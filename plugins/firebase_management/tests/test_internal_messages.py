@@ -139,6 +139,7 @@ async def test_bad_ids_and_entries(service: FirebaseManagement) -> None:
         service.get_internal_message("ada", ""),
         service.upload_chat_history("ada", "..", ["m"]),
         service.upload_chat_history("ada", "j1", [{"$op": "delete"}]),
+        service.upload_chat_history("ada", "j1", [{"at": {"$op": "server_timestamp"}}]),
     ):
         with pytest.raises(InvalidArgs):
             await call

@@ -106,18 +106,18 @@ def _scalar_to_wire(value: Any, depth: int) -> Any:
 
 def from_wire(value: Any) -> Any:
     """`value` as Google's client writes it, sentinels included. InvalidArgs says where and why it cannot be stored."""
-    return _from_wire(value, "the value", 0, in_array=False)
+    return _from_wire(value, "the value", 0)
 
 
 def fields_from_wire(data: Any) -> dict[str, Any]:
     """The fields of a document from JSON: as `from_wire`, and the top is a plain object."""
     if not isinstance(data, Mapping) or "$op" in data:
         raise InvalidArgs("A document's data is an object of fields.")
-    fields: dict[str, Any] = _from_wire(data, "the data", 0, in_array=False)
+    fields: dict[str, Any] = _from_wire(data, "the data", 0)
     return fields
 
 
-def _from_wire(value: Any, where: str, depth: int, *, in_array: bool) -> Any:
+def _from_wire(value: Any, where: str, depth: int, *, in_array: bool = False, below_array: bool = False) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -129,18 +129,18 @@ def _from_wire(value: Any, where: str, depth: int, *, in_array: bool) -> Any:
     if isinstance(value, Mapping):
         _check_depth(depth)
         if "$op" in value:
-            if in_array:
+            if below_array:
                 raise InvalidArgs(f"In {where}: a sentinel cannot stand inside an array.")
             return _sentinel(value, where, depth)
         return {
-            _key(key, where): _from_wire(item, f"`{str(key)[:60]}`", depth + 1, in_array=False)
+            _key(key, where): _from_wire(item, f"`{str(key)[:60]}`", depth + 1, below_array=below_array)
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
         return _array(value, where, depth, in_array=in_array)
     if isinstance(value, datetime):
         return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
-    if isinstance(value, _SENTINELS) and in_array:
+    if isinstance(value, _SENTINELS) and below_array:
         raise InvalidArgs(f"In {where}: a sentinel cannot stand inside an array.")
     if isinstance(value, _NATIVE + _SENTINELS):
         return value
@@ -151,7 +151,7 @@ def _array(value: list[Any] | tuple[Any, ...], where: str, depth: int, *, in_arr
     _check_depth(depth)
     if in_array:
         raise InvalidArgs(f"In {where}: Firestore stores no array directly inside an array.")
-    return [_from_wire(item, where, depth + 1, in_array=True) for item in value]
+    return [_from_wire(item, where, depth + 1, in_array=True, below_array=True) for item in value]
 
 
 def _text(value: str, where: str) -> str:
