@@ -60,6 +60,16 @@ async def test_several_documents_in_one_request(client: AsyncClient) -> None:
     assert await get_documents(client, []) == {}
 
 
+async def test_some_fields_of_several_documents(client: AsyncClient) -> None:
+    await client.document("notes/a").set({"name": "a", "large": "x" * 1_000, "of": {"one": 1, "two": 2}})
+    await client.document("notes/b").set({"large": "x"})
+
+    reads = await get_documents(client, ["notes/a", "notes/b", "notes/none"], ["name", "of.two"])
+
+    found = {path: read.document.data if read.document else None for path, read in reads.items()}
+    assert found == {"notes/a": {"name": "a", "of": {"two": 2}}, "notes/b": {}, "notes/none": None}
+
+
 async def test_a_query_and_one_that_finds_nothing(client: AsyncClient) -> None:
     for n in range(5):
         await client.document(f"notes/n{n}").set({"n": n})

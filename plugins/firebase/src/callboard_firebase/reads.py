@@ -34,12 +34,17 @@ async def get_document(client: AsyncClient, path: str) -> Read:
     return (await get_documents(client, [path]))[path]
 
 
-async def get_documents(client: AsyncClient, paths: Sequence[str]) -> dict[str, Read]:
-    """The documents at these paths, in one request, by path."""
+async def get_documents(client: AsyncClient, paths: Sequence[str], fields: Sequence[str] = ()) -> dict[str, Read]:
+    """The documents at these paths, in one request, by path. `fields`: field paths, and no other fields are brought."""
     if not paths:
         return {}
     prefix = _prefix(client)
-    request = {"database": client._database_string, "documents": [prefix + path for path in dict.fromkeys(paths)]}
+    request: dict[str, Any] = {
+        "database": client._database_string,
+        "documents": [prefix + path for path in dict.fromkeys(paths)],
+    }
+    if fields:
+        request["mask"] = {"field_paths": list(fields)}
     reads: dict[str, Read] = {}
     with translated():
         answer = await client._firestore_api.batch_get_documents(request=request, metadata=client._rpc_metadata)

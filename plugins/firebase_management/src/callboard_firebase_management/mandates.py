@@ -39,8 +39,9 @@ class Mandates(FirestoreService):
     async def fetch_all_mandates_summary(self, user_id: str) -> list[MandateSummary]:
         """The mandates of all of a user's customers, in the order of their paths; `isactive` unless one says false.
 
-        Costs one query, which finds the mandates beneath `clients/{user_id}` alone and brings the fields shown, and
-        one read for each customer that has any. At most 5,000; more are FAILED_PRECONDITION, never a silent cut.
+        Costs one query, which finds the mandates beneath `clients/{user_id}` alone, and one read for each customer
+        that has any; both bring the fields shown alone. At most 5,000 mandates; more are FAILED_PRECONDITION, never a
+        silent cut.
         """
         user = join("clients", check_identifier(user_id, "user_id"))
         beneath = AsyncQuery(self.client.collection(f"{user}/mandates"), all_descendants=True)
@@ -73,7 +74,7 @@ class Mandates(FirestoreService):
         names: dict[str, str] = {}
         different = sorted(set(paths))
         for start in range(0, len(different), READ_AT_ONCE):
-            reads = await get_documents(self.client, different[start : start + READ_AT_ONCE])
+            reads = await get_documents(self.client, different[start : start + READ_AT_ONCE], ["client_name"])
             names |= {
                 path: _text(one.document.data if one.document else {}, "client_name") for path, one in reads.items()
             }
