@@ -10,8 +10,8 @@ import pytest
 from google.cloud.firestore import AsyncClient
 from google.cloud.firestore_v1.types import Document, Value, Write
 
-from callboard import InvalidArgs
-from callboard_firebase import find, get_document, get_documents, run_query
+from callboard import FailedPrecondition, InvalidArgs
+from callboard_firebase import find, get_document, get_documents, reads, run_query
 
 if TYPE_CHECKING:
     from .conftest import Listening
@@ -80,6 +80,19 @@ async def test_a_query_and_one_that_finds_nothing(client: AsyncClient) -> None:
         assert (await anext(found)).document is not None  # and is left before its end
     nothing = [read async for read in run_query(client, client.collection("empty").limit(1))]
     assert [read.document for read in nothing] == [None]
+
+
+async def test_what_is_found_is_bounded_in_bytes_too(client: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(3):
+        await client.document(f"notes/n{n}").set({"text": "x" * 1_000})
+    query = client.collection("notes").limit(5)
+    assert len(await find(client, query)) == 3
+
+    monkeypatch.setattr(reads, "MAX_FOUND_BYTES", 3_000)
+
+    with pytest.raises(FailedPrecondition):
+        await find(client, query)
+    assert len(await find(client, query.limit(2))) == 2
 
 
 async def test_a_reference_into_another_database_is_a_text(client: AsyncClient) -> None:

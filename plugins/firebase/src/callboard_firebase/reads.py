@@ -8,7 +8,7 @@ the engine; both are tested against Google's emulator.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,16 +17,21 @@ from google.api_core.gapic_v1.method import DEFAULT
 from google.cloud.firestore import AsyncClient, AsyncQuery
 from google.cloud.firestore_v1.types import BatchGetDocumentsResponse, RunQueryResponse
 
+from callboard.errors import FailedPrecondition
 from callboard_firebase.errors import translated
 from callboard_firebase.listen.documents import Document, decode, timestamp
+
+MAX_FOUND_BYTES = 64 * 1024 * 1024
+"""Of what `find` holds at once, as Firestore sends it: a limit of documents alone would let each have its 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A document, or None where there was none, and the time as of which that holds."""
+    """A document, or None where there was none, and the time as of which that holds. `size` is in bytes, as sent."""
 
     document: Document | None
     read_time: datetime
+    size: int = 0
 
 
 async def get_document(client: AsyncClient, path: str) -> Read:
@@ -53,7 +58,7 @@ async def get_documents(client: AsyncClient, paths: Sequence[str], fields: Seque
                 raw = BatchGetDocumentsResponse.pb(response)
                 if raw.HasField("found"):
                     found = _decode(client, raw.found)
-                    reads[found.path] = Read(found, timestamp(raw.read_time))
+                    reads[found.path] = Read(found, timestamp(raw.read_time), raw.ByteSize())
                 elif raw.missing:
                     reads[raw.missing.removeprefix(prefix)] = Read(None, timestamp(raw.read_time))
     if len(reads) < len(request["documents"]):
@@ -70,14 +75,23 @@ async def run_query(client: AsyncClient, query: AsyncQuery) -> AsyncGenerator[Re
             async for response in responses:
                 raw = RunQueryResponse.pb(response)
                 if raw.HasField("document"):
-                    yield Read(_decode(client, raw.document), timestamp(raw.read_time))
+                    yield Read(_decode(client, raw.document), timestamp(raw.read_time), raw.ByteSize())
                 elif raw.HasField("read_time"):
                     yield Read(None, timestamp(raw.read_time))
 
 
 async def find(client: AsyncClient, query: AsyncQuery) -> list[Document]:
-    """All that a query with a limit finds."""
-    return [one.document async for one in run_query(client, query) if one.document is not None]
+    """All that a query with a limit finds. FailedPrecondition: it is more than 64 MiB."""
+    found: list[Document] = []
+    size = 0
+    async with aclosing(run_query(client, query)) as reads:
+        async for one in reads:
+            size += one.size
+            if size > MAX_FOUND_BYTES:
+                raise FailedPrecondition(f"The documents are more than {MAX_FOUND_BYTES} bytes: ask for fewer.")
+            if one.document is not None:
+                found.append(one.document)
+    return found
 
 
 @asynccontextmanager
