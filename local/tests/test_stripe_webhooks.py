@@ -163,7 +163,8 @@ async def test_what_happened_can_be_forgotten(
 
 
 async def test_nothing_is_sent_off_this_machine(stripe_api: StripeApi) -> None:
-    for url in ("https://example.com/hook", "http://10.0.0.1/", "ftp://127.0.0.1/", "nonsense"):
+    nowhere = ("http://127.0.0.1:99999/", "http://127.0.0.1:x/", "http://127.0.0.1/\0")
+    for url in ("https://example.com/hook", "http://10.0.0.1/", "ftp://127.0.0.1/", "nonsense", *nowhere):
         with pytest.raises(stripe.InvalidRequestError) as refused:
             await stripe_api("webhook_endpoints.create", {"url": url, "enabled_events": ["*"]})
         assert refused.value.code == "url_invalid"

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import logging
 import time
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,8 @@ import httpx
 
 from .account import Account
 from .objects import Object
+
+logger = logging.getLogger("callboard_local.stripe")
 
 ATTEMPTS = 8
 TIMEOUT_S = 20.0
@@ -53,7 +56,12 @@ class Deliveries:
         event["pending_webhooks"] += 1
         task = asyncio.create_task(self._insist(account, event, endpoint))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a delivery died of %s", type(error).__name__)
 
     async def attempt(self, account: Account, event: Object, endpoint: Object, number: int = 1) -> int:
         """Deliver it once, now; the answer's status, 0 when there was none."""

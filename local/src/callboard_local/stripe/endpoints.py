@@ -2,7 +2,8 @@
 
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+
+import httpx
 
 from .account import Account
 from .errors import ApiError, missing
@@ -99,12 +100,13 @@ def list_events(account: Account, parameters: Parameters) -> Object:
 
 def _url(url: str) -> str:
     """Stripe asks for a public address; this one must not send anything off the machine."""
-    parts = urlsplit(url)
     try:
-        local = parts.hostname == "localhost" or ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        local = False
-    if parts.scheme not in ("http", "https") or not local:
+        parts = httpx.URL(url)  # as it is read when it is used
+        local = parts.host == "localhost" or ip_address(parts.host).is_loopback
+        served = parts.scheme in ("http", "https") and (parts.port or 0) < 65_536
+    except (httpx.InvalidURL, ValueError):
+        local = served = False
+    if not (local and served):
         raise ApiError(
             400, "Invalid URL: the stand-in delivers to this machine alone.", code="url_invalid", param="url"
         )

@@ -28,7 +28,7 @@ class IdempotencyKeys:
         self._kept: dict[str, Kept] = {}
 
     def claim(self, key: str, fingerprint: str, request_id: str) -> Kept:
-        """The finished request of this key, or a new one that the caller now has to `finish` or `forget`."""
+        """The finished request of this key, or a new one that the caller now has to give its answer, or to `forget`."""
         if len(key) > MAX_KEY:
             raise ApiError(400, f"Idempotency keys have at most {MAX_KEY} characters.", kind="idempotency_error")
         kept = self._kept.get(key)
