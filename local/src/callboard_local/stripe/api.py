@@ -35,7 +35,7 @@ def api_routes(accounts: Accounts) -> list[BaseRoute]:
     """All that is served; any other path is Stripe's 404."""
     url = accounts.url
     operations: dict[tuple[str, str], Operation] = {
-        ("POST", "checkout/sessions"): lambda a, _, p, o: sessions.create(a, p, o, url()),
+        ("POST", "checkout/sessions"): lambda a, _, p, o: sessions.create(a, p, url()),
         ("GET", "checkout/sessions"): lambda a, _, p, o: sessions.list_all(a, p),
         ("GET", "checkout/sessions/{id}"): lambda a, at, p, o: sessions.retrieve(a, at["id"], p),
         ("POST", "checkout/sessions/{id}/expire"): lambda a, at, p, o: sessions.expire(a, at["id"], p, o),

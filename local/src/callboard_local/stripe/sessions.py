@@ -13,7 +13,7 @@ _DAY_S = 24 * 3600
 _STATUSES = ("open", "complete", "expired")
 
 
-def create(account: Account, parameters: Parameters, origin: Origin, base_url: str) -> Object:
+def create(account: Account, parameters: Parameters, base_url: str) -> Object:
     mode = parameters.text("mode", required=True, choices=("payment", "setup", "subscription"))
     if mode != "payment":
         raise ApiError(400, "This stand-in serves the mode `payment` alone.", param="mode")
