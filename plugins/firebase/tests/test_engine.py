@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 from google.api_core.exceptions import Cancelled
 from google.api_core.retry import if_exception_type
@@ -227,6 +228,21 @@ async def test_closing_the_engine_ends_its_watches(firestore_address: str, fires
         with pytest.raises(Unavailable):
             async with engine.watch(opened.client.document("a/b")):
                 pass
+
+
+async def test_closing_that_is_cancelled_leaves_no_connection(firestore_address: str, firestore_project: str) -> None:
+    async with listening(firestore_address, firestore_project) as opened:
+        engine = await ListenEngine(opened.client).__aenter__()
+        async with engine.watch(opened.client.document("a/b")) as batches:
+            await take(batches)
+            [line] = engine._lines._lines
+            channel = (await line.api()).transport.grpc_channel
+            closing = asyncio.create_task(engine.__aexit__(None, None, None))
+            await asyncio.sleep(0)
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+        assert channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
 
 
 async def test_one_task_reads_a_watch(firestore: Listening) -> None:

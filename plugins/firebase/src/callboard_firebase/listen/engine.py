@@ -93,8 +93,10 @@ class ListenEngine:
         for stream, task in streams.items():
             task.cancel()
             stream.fail_all(Unavailable("The service is closing its listeners."))
-        await asyncio.gather(*streams.values(), return_exceptions=True)
-        await self._lines.close()
+        try:
+            await asyncio.gather(*streams.values(), return_exceptions=True)
+        finally:
+            await self._lines.close()
 
     def watch(self, source: Source) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
         """Listen to a query, a collection or a document while the block runs; yields the iterator of its batches.
