@@ -114,6 +114,19 @@ async def test_delete_of_a_user_whatever_their_mandates(service: FirebaseManagem
     assert await stored(BOB) is None
 
 
+@pytest.mark.parametrize("mandate", [ACME, None])
+async def test_who_was_deleted_is_not_authorized_by_another_spelling(
+    service: FirebaseManagement, store: Store, stored: Stored, mandate: str | None
+) -> None:
+    await store("telegram_users/Bob", {"is_active": True, "authorized_mandates": {ACME: {}}})
+    await service.create_telegram_user("ada", ACME, "bob")
+
+    assert await service.delete_telegram_user("Bob", mandate) is True
+
+    assert await service.is_telegram_user_authorized("Bob", ACME) is False
+    assert [await stored(BOB), await stored("telegram_users/Bob")] == [None, None]
+
+
 async def test_mandates_added_at_once_are_all_kept(service: FirebaseManagement, stored: Stored) -> None:
     added = [f"clients/ada/bo_clients/b1/mandates/m{n}" for n in range(6)]
 

@@ -83,11 +83,12 @@ class Telegram(FirestoreService):
     async def delete_telegram_user(self, telegram_username: str, mandate_path: str | None = None) -> bool:
         """Withdraw a mandate from a Telegram user, or without `mandate_path` delete the user; false: there was none.
 
-        A user whose last mandate is withdrawn is deleted, unless another one is added at that moment.
+        A user whose last mandate is withdrawn is deleted, unless another one is added at that moment. Where there are
+        two documents of one user, in small letters and as given, this is done to both.
         """
-        reference = await self._telegram_user(telegram_username)
+        named = self._named(telegram_username)
         if mandate_path is None:
-            return await self.delete_one(reference)
+            return any([await self.delete_one(each) for each in named])  # a list: all of them
         path = document_path(mandate_path)
 
         def decide(found: Document | None) -> Revision:
@@ -98,7 +99,7 @@ class Telegram(FirestoreService):
                 return "delete"
             return {FieldPath(MANDATES, path).to_api_repr(): DELETE_FIELD, "updated_at": SERVER_TIMESTAMP}
 
-        return await self.revise(reference, decide)
+        return any([await self.revise(each, decide) for each in named])
 
     async def _telegram_user(self, username: str) -> AsyncDocumentReference:
         named = self._named(username)
