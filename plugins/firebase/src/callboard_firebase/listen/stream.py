@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -24,52 +23,20 @@ from grpc import StatusCode
 
 from callboard.errors import CallError, Internal
 from callboard_firebase.channel import Lines
-from callboard_firebase.errors import error_for, status_of, translate
+from callboard_firebase.errors import error_for, status_of
 from callboard_firebase.listen.conversation import Conversation
+from callboard_firebase.listen.ending import BLAMELESS, PERMANENT, REFUSALS, End
 from callboard_firebase.listen.options import ListenOptions
 from callboard_firebase.listen.target import Target, probe
 from callboard_firebase.outage import Outage
 
 _log = logging.getLogger("callboard_firebase.listen")
 
-# A target's fault or the service's, but not passing: asking the same again gets the same answer.
-_PERMANENT = frozenset(
-    {
-        StatusCode.INVALID_ARGUMENT,
-        StatusCode.NOT_FOUND,
-        StatusCode.ALREADY_EXISTS,
-        StatusCode.FAILED_PRECONDITION,
-        StatusCode.OUT_OF_RANGE,
-        StatusCode.UNIMPLEMENTED,
-        StatusCode.PERMISSION_DENIED,
-        StatusCode.UNAUTHENTICATED,
-    }
-)
-_BLAMELESS = frozenset(
-    {StatusCode.OK, StatusCode.CANCELLED, StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED,
-     StatusCode.RESOURCE_EXHAUSTED, StatusCode.ABORTED}
-)  # fmt: skip
-# The server refuses whatever stream it is: they ask again in turn.
-_REFUSALS = frozenset(
-    {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED}
-)
 _UNAUTHENTICATED_ATTEMPTS = 3
 _STRIKES = 5
 _STRIKES_FORGOTTEN_S = 60.0
 # Time-outs that a target waits while the stream talks of others: a long first read must not look like silence.
 _PATIENCE = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """How a connection ended. `answered`: some target was; `suspects`: those that never were, on any connection."""
-
-    status: StatusCode
-    error: Exception | None
-    suspects: list[Target]
-    answered: bool
-    left: bool
-    """There was nothing more to listen to."""
 
 
 class Stream:
@@ -147,7 +114,7 @@ class Stream:
         finally:
             self._outage.resign(self)
 
-    async def _recover(self, end: _End) -> None:
+    async def _recover(self, end: End) -> None:
         """Draw the conclusions of an end, and wait until the stream may be opened again."""
         self.last_status = end.status
         self.reconnects += 1
@@ -157,13 +124,13 @@ class Stream:
         _log.warning("listen stream ended (%s), %d targets", end.status.name, len(self._members))
         if self._hung_up is StatusCode.DEADLINE_EXCEEDED:
             self.line = await self._lines.exchange(self.line)
-        if end.status in _REFUSALS:
+        if end.status in REFUSALS:
             await self._outage.wait(self, cap_s)
         else:
             self._outage.resign(self)
         await asyncio.sleep(not_before - self._loop.time())
 
-    async def _converse(self) -> _End:
+    async def _converse(self) -> End:
         """One connection, from its first request until it ends."""
         self._conversation = conversation = Conversation(self._client, self)
         self._hung_up = None
@@ -205,11 +172,11 @@ class Stream:
                 call.cancel()
                 # Its last events are still on their way; they would find the loop gone at a shutdown.
                 await call.code()
-        return _End(status, error, suspects, conversation.answered, left=self._hung_up is StatusCode.OK)
+        return End(status, error, suspects, conversation.answered, left=self._hung_up is StatusCode.OK)
 
     # -- judging
 
-    def _judge(self, end: _End) -> None:
+    def _judge(self, end: End) -> None:
         status = end.status
         suspects = [target for target in end.suspects if target in self._members]
         if status is StatusCode.UNAUTHENTICATED and self._unauthenticated < _UNAUTHENTICATED_ATTEMPTS:
@@ -221,29 +188,29 @@ class Stream:
             self._refuse(end)
         elif status is StatusCode.RESOURCE_EXHAUSTED:
             self._backoff.saturate()
-        elif status in _BLAMELESS:
+        elif status in BLAMELESS:
             pass
         elif len(suspects) == 1:
             self._blame(suspects[0], end)
         elif suspects:
             self._cautious = True
-        elif status in _PERMANENT:
+        elif status in PERMANENT:
             tokens = [target for target in self._members if target.token]
             for target in tokens:
                 target.token = b""
             if not tokens:
                 self._refuse(end)
 
-    def _blame(self, target: Target, end: _End) -> None:
+    def _blame(self, target: Target, end: End) -> None:
         """It was the only target without an answer when the stream failed."""
         alone = len(self._members) == 1
-        if end.status in _PERMANENT or (not alone and self._strike(target) >= _STRIKES):
-            self._lose(target, _failure(end))
+        if end.status in PERMANENT or (not alone and self._strike(target) >= _STRIKES):
+            self._lose(target, end.failure())
 
-    def _refuse(self, end: _End) -> None:
+    def _refuse(self, end: End) -> None:
         self._unauthenticated = 0
         _log.error("listen stream refused (%s): %d watches end", end.status.name, len(self._members))
-        self.fail_all(_failure(end))
+        self.fail_all(end.failure())
 
     def _renew_credentials(self) -> None:
         credentials = self._client._credentials
@@ -322,7 +289,7 @@ class Stream:
         cause = next((code for code in StatusCode if code.value[0] == status), StatusCode.UNKNOWN)
         _log.warning("listen target removed by the server (%s)", cause.name)
         # A token that is too old can be what the server refuses: then the target deserves one question without it.
-        if cause in _PERMANENT and not (target.token and cause is StatusCode.INVALID_ARGUMENT):
+        if cause in PERMANENT and not (target.token and cause is StatusCode.INVALID_ARGUMENT):
             self._lose(target, error_for(cause))
         else:
             self._ask_again(target, StatusCode.UNAVAILABLE if status == 0 else cause)
@@ -372,7 +339,3 @@ class Stream:
         if self._watchdog is not None and self._hung_up is None:
             self._hung_up = status
             self._watchdog.reschedule(self._loop.time())
-
-
-def _failure(end: _End) -> CallError:
-    return translate(end.error) if end.error is not None else error_for(end.status)
