@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -236,13 +237,13 @@ async def test_closing_that_is_cancelled_leaves_no_connection(firestore_address:
         async with engine.watch(opened.client.document("a/b")) as batches:
             await take(batches)
             [line] = engine._lines._lines
-            channel = (await line.api()).transport.grpc_channel
+            transport: Any = (await line.api()).transport
             closing = asyncio.create_task(engine.__aexit__(None, None, None))
             await asyncio.sleep(0)
             closing.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await closing
-        assert channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+        assert transport.grpc_channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
 
 
 async def test_one_task_reads_a_watch(firestore: Listening) -> None:
