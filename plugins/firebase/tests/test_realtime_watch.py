@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from callboard.errors import Unavailable
 from callboard_firebase import NodeBatch, NodeWatch
 
 pytestmark = pytest.mark.anyio
@@ -68,42 +67,3 @@ async def test_pending_changes_are_bounded_by_the_children() -> None:
     for version in range(1, 1_000):
         update(watch, a=version)
     assert len(watch._unseen) == 1
-
-
-async def test_a_waiting_reader_is_woken() -> None:
-    watch = NodeWatch()
-    async with asyncio.TaskGroup() as tasks:
-        reading = tasks.create_task(take(watch))
-        await asyncio.sleep(0)
-        update(watch, a=1)
-    assert reading.result().initial
-
-
-async def test_an_error_follows_the_batches_before_it_and_stays() -> None:
-    watch = NodeWatch()
-    update(watch, a=1)
-    watch.fail(Unavailable("first"))
-    watch.fail(Unavailable("second"))
-    assert (await take(watch)).initial
-    for _ in range(2):
-        with pytest.raises(Unavailable, match="first"):
-            await take(watch)
-
-
-async def test_a_cancelled_reader_loses_nothing() -> None:
-    watch = NodeWatch()
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0):
-            await anext(watch)
-    update(watch, a=1)
-    assert (await take(watch)).initial
-
-
-async def test_a_second_reader_is_refused() -> None:
-    watch = NodeWatch()
-    reading = asyncio.create_task(take(watch))
-    await asyncio.sleep(0)
-    with pytest.raises(RuntimeError):
-        await anext(watch)
-    update(watch, a=1)
-    assert (await reading).initial

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from callboard.errors import Unavailable
 from callboard_firebase import Batch, Document
 from callboard_firebase.listen.watch import Watch
 
@@ -79,35 +77,6 @@ async def test_pending_changes_are_bounded_by_the_documents() -> None:
     for version in range(1, 1_000):
         update(watch, a=version)
     assert len(watch._unseen or ()) == 1
-
-
-async def test_a_waiting_reader_is_woken() -> None:
-    watch = Watch()
-    async with asyncio.TaskGroup() as tasks:
-        reading = tasks.create_task(take(watch))
-        await asyncio.sleep(0)
-        update(watch, a=1)
-    assert reading.result().initial
-
-
-async def test_an_error_follows_the_batches_before_it_and_stays() -> None:
-    watch = Watch()
-    update(watch, a=1)
-    watch.fail(Unavailable("first"))
-    watch.fail(Unavailable("second"))
-    assert (await take(watch)).initial
-    for _ in range(2):
-        with pytest.raises(Unavailable, match="first"):
-            await take(watch)
-
-
-async def test_a_cancelled_reader_loses_nothing() -> None:
-    watch = Watch()
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0):
-            await anext(watch)
-    update(watch, a=1)
-    assert (await take(watch)).initial
 
 
 async def test_what_changed_in_several_steps_says_so() -> None:
