@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 DISTRIBUTIONS := core local plugins/firebase plugins/firebase_management plugins/firebase_realtime plugins/registry plugins/workflow_listener
 EDITABLE := $(foreach d,$(DISTRIBUTIONS),-e ./$(d))
 INSTALL := ./scripts/install $(BIN)
-NEEDS_MORE := emulator or tls or browser
+NEEDS_MORE := emulator or tls or browser or faults
 PYTEST := $(BIN)/python -m pytest $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0,) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all wheels lint types format bench coverage pins clean
+SHELL := /bin/bash
+.PHONY: help run test test-all faults wheels lint types format bench coverage pins clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +24,11 @@ test: $(VENV)/.dev ## the tests that need Python alone
 
 test-all: test ## these and those that need more: installs it, names what is missing
 	./scripts/test-all $(BIN) "$(PYTEST)" "$(NEEDS_MORE)"
+
+faults: $(VENV)/.dev ## the fault matrix, as a table with what was measured
+	@mkdir -p .artifacts
+	set -o pipefail; $(PYTEST) -m "fault or faults" | tee .artifacts/faults.txt
+	cd tests && ../$(BIN)/python -m faults.matrix < ../.artifacts/faults.txt
 
 wheels: $(VENV)/.dev ## build every wheel; test each plugin with its declared dependencies alone
 	./scripts/test-wheels $(BIN)

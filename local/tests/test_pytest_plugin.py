@@ -1,5 +1,6 @@
 """The fixtures, as a plugin's author uses them: without a loop, and in a project of their own."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +59,21 @@ def test_elsewhere_the_firestore_under_test_is_the_embedded_one_and_googles(tmp_
     output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
     assert "test_it[embedded] PASSED" in output, output
     assert "1 passed, 1 deselected" in output
+
+
+def test_elsewhere_a_fault_test_tells_its_figures(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.fault(row=(4, 3))\n"
+        "def test_it(fault): fault.figure(lost=0, detect_s=4.20049)\n"
+        "@pytest.mark.fault(row=3, control=True)\n"
+        "def test_without_it(fault): fault.figure(lost=7); assert False\n"
+        "def test_other(): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--strict-markers", "-W", "error", "-q"]
+    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+    told = [json.loads(line.removeprefix("FAULT ")) for line in output.splitlines() if line.startswith("FAULT ")]
+    assert told == [
+        {"row": [3], "control": True, "test": "test_without_it", "outcome": "failed", "lost": 7},
+        {"row": [3, 4], "control": False, "test": "test_it", "outcome": "passed", "lost": 0, "detect_s": 4.2},
+    ]

@@ -4,6 +4,7 @@ from .backends import Backends
 from .child import StartError
 from .firestore_process import FirestoreProcess
 from .google_emulator import GoogleFirestoreProcess
+from .proxy import FaultProxy
 from .realtime_process import RealtimeProcess
 from .server import PortInUseError
 from .stripe_process import StripeControl, StripeProcess
@@ -11,6 +12,7 @@ from .valkey import ValkeyServer
 
 __all__ = [
     "Backends",
+    "FaultProxy",
     "FirestoreProcess",
     "GoogleFirestoreProcess",
     "PortInUseError",

@@ -2,9 +2,12 @@
 
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from . import fault_figures
+from .fault_figures import Fault
 from .firestore_process import FirestoreProcess
 from .google_emulator import JAR_PACKAGE, JAVA_PACKAGE, GoogleFirestoreProcess
 from .realtime_process import RealtimeProcess
@@ -14,6 +17,25 @@ from .valkey import ValkeyServer
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"emulator: needs the packages {JAR_PACKAGE} and {JAVA_PACKAGE}")
+    config.addinivalue_line("markers", fault_figures.MARKER)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    if call.when == "call":
+        fault_figures.keep(item)
+    return (yield)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for line in fault_figures.lines(terminalreporter.stats):
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def fault() -> Fault:
+    """What a test marked `fault(row=…)` measures: `fault.figure(takeover_s=4.2)`, shown in the summary."""
+    return Fault()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,80 @@
+"""The fault matrix: what is broken on purpose, and the table of what the tests measured.
+
+pytest -m fault … | python -m faults.matrix          # the table; exit status 1 when a row has no passed test
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+ROWS = {
+    1: "Redis killed, back in 1 s",
+    2: "Redis down for 60 s",
+    3: "Redis stopped (SIGSTOP) for 30 s",
+    4: "a black hole on the pub/sub connection",
+    5: "a reply lost: SET NX, PUBLISH, EVAL",
+    6: "latency of 50, 500, 2,000 ms with jitter; 1 byte/s",
+    7: "a cluster's master killed",
+    8: "the Serverless simulator's forbidden commands",
+    9: "TLS: wrong authority, expired, plain text",
+    10: "Redis takes no more clients",
+    11: "Redis out of memory; eviction",
+    12: "Redis drops a slow subscriber",
+    13: "a replica killed in mid-call, retried elsewhere",
+    14: "the owner of a listener killed",
+    15: "the owner stopped for twice its lease, and woken",
+    16: "SIGTERM under load",
+    17: "a thread overruns its deadline",
+    18: "200 blocking calls of one plugin",
+    19: "Firestore ends or refuses a stream, in every way",
+    20: "Firestore refuses for ever",
+    21: "1,000 listeners on 100 streams",
+    22: "Firestore and the Realtime Database away, mute, revoked",
+    23: "sockets that do not read beside 1,000 healthy ones",
+    24: "2,000 sockets come back at once; idle connections cut",
+    25: "10,000 bad bodies",
+    26: "attacks on the raw socket",
+    27: "authorisation: tokens, tickets, origins, other users'",
+    28: "leakage of secrets; garbage planted in Redis",
+}
+_PREFIX = "FAULT "
+_ABOUT = ("row", "control", "test", "outcome")
+
+
+def told(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """What the fault tests of a pytest run said."""
+    return [json.loads(line.removeprefix(_PREFIX)) for line in lines if line.startswith(_PREFIX)]
+
+
+def table(found: list[dict[str, Any]]) -> tuple[str, list[int]]:
+    """A table in Markdown, a line for each test, and the rows that lack a test or a control that passed."""
+    lines = ["| row | fault | test | control | outcome | figures |", "|---|---|---|---|---|---|"]
+    lacking: list[int] = []
+    for row, fault in ROWS.items():
+        of_row = [one for one in found if row in one["row"]]
+        if {one["control"] for one in of_row if one["outcome"] == "passed"} != {False, True}:
+            lacking.append(row)
+        for one in of_row or [{"test": "–", "control": False, "outcome": "not run"}]:
+            figures = ", ".join(f"{name} {value}" for name, value in one.items() if name not in _ABOUT)
+            mark = "control" if one["control"] else ""
+            lines.append(f"| {row} | {fault} | {one['test']} | {mark} | {one['outcome']} | {figures} |")
+    return "\n".join(lines), lacking
+
+
+def main() -> int:
+    found = told(sys.stdin)
+    text, lacking = table(found)
+    failed = sorted({one["test"] for one in found if one["outcome"] != "passed"})
+    if failed:
+        text += f"\n\nfailed: {', '.join(failed)}"
+    if lacking:
+        text += f"\n\nrows without a test and a control that passed: {', '.join(map(str, lacking))}"
+    sys.stdout.write(text + "\n")
+    return 1 if failed or lacking else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
