@@ -5,7 +5,7 @@ from typing import Any
 from faults.matrix import ROWS, table, told
 
 
-def one(row: int, *, control: bool = False, outcome: str = "passed", **figures: Any) -> dict[str, Any]:
+def one(row: int, *, control: bool | str = False, outcome: str = "passed", **figures: Any) -> dict[str, Any]:
     return {"row": [row], "control": control, "test": f"test_{row}", "outcome": outcome, **figures}
 
 
@@ -21,4 +21,5 @@ def test_a_row_needs_a_test_and_a_control_that_passed() -> None:
     without = [case for case in both if case["row"] != [7] or not case["control"]]
     assert table(without)[1] == [7]
     assert table([*without, one(7, control=True, outcome="failed")])[1] == [7]
+    assert table([*without, one(7, control="within")])[1] == []
     assert table([case for case in both if case["row"] != [8]])[1] == [8]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 _PROPERTY = "fault"
-MARKER = "fault(row, control=False): a row of the fault matrix, or several; control: the protection is off"
+MARKER = "fault(row, control=False): a row of the fault matrix, or several; control: True, 'within' or False"
 
 
 class Fault:
@@ -33,21 +33,14 @@ class Fault:
         )
 
 
-def rows_of(item: pytest.Item) -> tuple[list[int], bool]:
-    """The rows that a test is marked with, none for one that is not, and whether it is a control."""
-    if (marker := item.get_closest_marker("fault")) is None:
-        return [], False
-    row = marker.kwargs["row"]
-    return sorted(row) if isinstance(row, tuple) else [row], bool(marker.kwargs.get("control", False))
-
-
 def keep(item: pytest.Item) -> None:
     """Have the report of a test that is marked carry its figures, to whichever process prints them."""
-    rows, control = rows_of(item)
-    if rows:
-        fault = getattr(item, "funcargs", {}).get("fault", Fault())
-        told = {"row": rows, "control": control, "test": item.name, **fault.figures}
-        item.user_properties.append((_PROPERTY, json.dumps(told)))
+    if (marker := item.get_closest_marker("fault")) is None:
+        return
+    row, control = marker.kwargs["row"], marker.kwargs.get("control", False)
+    fault = getattr(item, "funcargs", {}).get("fault", Fault())
+    told = {"row": sorted(row) if isinstance(row, tuple) else [row], "control": control, "test": item.name}
+    item.user_properties.append((_PROPERTY, json.dumps({**told, **fault.figures})))
 
 
 def lines(reports: dict[str, list[Any]]) -> Iterator[str]:
@@ -60,5 +53,5 @@ def lines(reports: dict[str, list[Any]]) -> Iterator[str]:
                     told = json.loads(value)
                     about = {key: told.pop(key) for key in ("row", "control", "test")}
                     found.append({**about, "outcome": outcome, **told})
-    for told in sorted(found, key=lambda one: (one["row"], one["control"], one["test"])):
+    for told in sorted(found, key=lambda one: (one["row"], str(one["control"]), one["test"])):
         yield f"FAULT {json.dumps(told)}"
