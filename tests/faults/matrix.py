@@ -58,11 +58,28 @@ def table(found: list[dict[str, Any]]) -> tuple[str, list[int]]:
         passed = {one["control"] for one in of_row if one["outcome"] == "passed"}
         if not (passed >= {False, True} or "within" in passed):
             lacking.append(row)
-        for one in of_row or [{"test": "–", "control": False, "outcome": "not run"}]:
-            figures = ", ".join(f"{name} {value}" for name, value in one.items() if name not in _ABOUT)
-            mark = {False: "", True: "control"}.get(one["control"], "with its control")
-            lines.append(f"| {row} | {fault} | {one['test']} | {mark} | {one['outcome']} | {figures} |")
+        for test, control, outcome, figures in _grouped(of_row) or [("–", False, "not run", "")]:
+            mark = "with its control" if control == "within" else "control" if control else ""
+            lines.append(f"| {row} | {fault} | {test} | {mark} | {outcome} | {figures} |")
     return "\n".join(lines), lacking
+
+
+def _grouped(found: list[dict[str, Any]]) -> list[tuple[str, bool | str, str, str]]:
+    """Test, control, outcome and figures; the cases of a parametrised test are one, their figures ranges."""
+    groups: dict[tuple[str, bool | str, str], list[dict[str, Any]]] = {}
+    for one in found:
+        groups.setdefault((one["test"].partition("[")[0], one["control"], one["outcome"]), []).append(one)
+    rows = []
+    for (test, control, outcome), cases in groups.items():
+        names = dict.fromkeys(name for case in cases for name in case if name not in _ABOUT)
+        figures = ", ".join(f"{name} {_span([case[name] for case in cases if name in case])}" for name in names)
+        rows.append((f"{test} × {len(cases)}" if len(cases) > 1 else test, control, outcome, figures))
+    return rows
+
+
+def _span(values: list[Any]) -> str:
+    distinct = sorted(set(values), key=lambda value: (isinstance(value, str), value))
+    return str(distinct[0]) if len(distinct) == 1 else f"{distinct[0]} … {distinct[-1]}"
 
 
 def main() -> int:

@@ -23,3 +23,8 @@ def test_a_row_needs_a_test_and_a_control_that_passed() -> None:
     assert table([*without, one(7, control=True, outcome="failed")])[1] == [7]
     assert table([*without, one(7, control="within")])[1] == []
     assert table([case for case in both if case["row"] != [8]])[1] == [8]
+
+
+def test_the_cases_of_a_parametrised_test_are_one_line() -> None:
+    cases = [{**one(3, detect_s=detect_s), "test": f"test_it[{detect_s}]"} for detect_s in (4.5, 3, 5)]
+    assert "| test_it × 3 |  | passed | detect_s 3 … 5 |" in table(cases)[0]

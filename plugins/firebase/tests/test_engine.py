@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -22,10 +23,11 @@ from google.cloud.firestore_v1.vector import Vector
 from callboard.errors import InvalidArgs, Unavailable
 from callboard_firebase import Batch, Document, ListenEngine, ListenOptions
 from callboard_firebase.channel import Line
+from callboard_local import FaultProxy
+from callboard_local.fault_figures import Fault
 from callboard_local.firestore_process import FirestoreProcess
 
 from .conftest import QUICK, Listening, listening, take, until
-from .half_open import HalfOpenProxy
 
 pytestmark = pytest.mark.anyio
 
@@ -342,6 +344,7 @@ async def _write_until_accepted(client: AsyncClient) -> None:
     await write.commit(timeout=15)
 
 
+@pytest.mark.fault(row=22)
 async def test_a_frozen_server_is_noticed_and_found_again(tmp_path: Path) -> None:
     with FirestoreProcess(data=tmp_path / "firestore.sqlite") as server:
         async with (
@@ -361,7 +364,8 @@ async def test_a_frozen_server_is_noticed_and_found_again(tmp_path: Path) -> Non
 # -- 100 streams on a connection, as Google's servers allow
 
 
-async def test_streams_are_spread_over_connections(firestore_project: str) -> None:
+@pytest.mark.fault(row=21, control="within")
+async def test_streams_are_spread_over_connections(firestore_project: str, fault: Fault) -> None:
     """The control puts 101 streams on one connection: the last never answers."""
     crowded = ListenOptions(targets_per_stream=1, streams_per_connection=1_000)
     spread = ListenOptions(targets_per_stream=1)
@@ -374,13 +378,15 @@ async def test_streams_are_spread_over_connections(firestore_project: str) -> No
             for number in range(101):
                 await watching(stack, control, number)
             await connected(control, 100)
-            for batches in [await watching(stack, opened, number) for number in range(250)]:
+            for batches in [await watching(stack, opened, number) for number in range(1_000)]:
                 await take(batches)
-            assert opened.engine.stats().connected == 250
+            assert opened.engine.stats().connected == 1_000
             assert control.engine.stats().connected == 100
             # Reads have the client's own connection: no number of listeners stops them.
+            began = time.monotonic()
             for client in (opened.client, control.client):
                 assert not (await client.document("many/1").get(timeout=10)).exists
+            fault.figure(delivered=1_000, read_s=(time.monotonic() - began) / 2, control_answered="100 of 101")
 
 
 async def connected(opened: Listening, streams: int) -> None:
@@ -405,15 +411,17 @@ def test_figures_that_cannot_work_are_refused(figures: dict[str, int]) -> None:
 # -- a connection that is open and dead
 
 
+@pytest.mark.fault(row=22, control="within")
 async def test_a_half_open_connection_is_left_for_a_new_one(firestore_address: str, firestore_project: str) -> None:
     """The control asks again and again, as often as it likes, on the connection that it has."""
+    host, _, port = firestore_address.rpartition(":")
     impatient = replace(QUICK, silence_timeout_s=0.2, probe_interval_s=0.2)
 
     async def stay(line: Line) -> Line:
         return line
 
     async with (
-        HalfOpenProxy(firestore_address) as proxy,
+        FaultProxy(host, int(port)) as proxy,
         listening(proxy.address, firestore_project, impatient) as opened,
         listening(proxy.address, firestore_project, impatient) as control,
         listening(firestore_address, firestore_project) as writer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from callboard.errors import (
     Unavailable,
 )
 from callboard_firebase import Batch, ListenOptions
+from callboard_local.fault_figures import Fault
 
 from .conftest import QUICK, Listening, listening, take, until
 from .listen_server import Connection, Kind, ListenServer, Script
@@ -49,6 +51,7 @@ async def settled(opened: Listening, reconnects: int) -> None:
 # -- the stream ends
 
 
+@pytest.mark.fault(row=19)
 @pytest.mark.parametrize(
     "status",
     [
@@ -63,7 +66,7 @@ async def settled(opened: Listening, reconnects: int) -> None:
     ],
     ids=lambda status: status.name,
 )
-async def test_a_stream_that_ends_is_resumed(status: StatusCode) -> None:
+async def test_a_stream_that_ends_is_resumed(status: StatusCode, fault: Fault) -> None:
     async def script(connection: Connection) -> None:
         target = await connection.target()
         if connection.number == 1:
@@ -80,7 +83,9 @@ async def test_a_stream_that_ends_is_resumed(status: StatusCode) -> None:
 
     async with served(script) as (server, opened), opened.engine.watch(opened.client.collection("notes")) as batches:
         assert changes(await take(batches)) == [("added", "a", 0), ("added", "b", 0)]
+        began = time.monotonic()
         batch = await take(batches)
+        fault.figure(resumed_s=time.monotonic() - began)
         assert changes(batch) == [("modified", "a", 1), ("removed", "b", 0)]
         assert not batch.initial
         assert [connection.asked[0].resume_token for connection in server.connections] == [b"", b"ten"]
@@ -194,7 +199,8 @@ async def test_a_replay_without_a_token_is_compared_too() -> None:
         assert server.connections[1].asked[0].resume_token == b""
 
 
-async def test_a_stream_refused_for_ever_is_asked_seldom() -> None:
+@pytest.mark.fault(row=20, control="within")
+async def test_a_stream_refused_for_ever_is_asked_seldom(fault: Fault) -> None:
     seldom = ListenOptions(backoff_base_s=0.001, backoff_cap_s=0.002, reopens=10, reopens_window_s=60)
     often = replace(seldom, reopens=1_000)
 
@@ -208,6 +214,7 @@ async def test_a_stream_refused_for_ever_is_asked_seldom() -> None:
         async with served(script, often) as (loud, control), control.engine.watch(control.client.document("notes/a")):
             await loud.connected(100)
         assert len(server.connections) == 5
+        fault.figure(asked=5, control_asked=len(loud.connections))
 
 
 async def test_many_streams_that_are_refused_ask_no_more_often_than_one() -> None:
@@ -270,6 +277,7 @@ async def test_the_backoff_outlives_the_watches_that_were_refused() -> None:
 # -- the service refuses
 
 
+@pytest.mark.fault(row=19)
 async def test_a_refusal_of_the_service_reaches_every_watch() -> None:
     async def script(connection: Connection) -> None:
         target = await connection.target()
@@ -295,6 +303,7 @@ async def test_a_refusal_of_the_service_reaches_every_watch() -> None:
             assert (await take(batches)).initial
 
 
+@pytest.mark.fault(row=19)
 async def test_credentials_are_renewed_before_a_watch_is_given_up() -> None:
     async def script(connection: Connection) -> None:
         target = await connection.target()
@@ -355,6 +364,7 @@ async def test_credentials_that_stay_bad_end_the_watch() -> None:
 # -- the server removes a target
 
 
+@pytest.mark.fault(row=19)
 @pytest.mark.parametrize(
     ("cause", "expected"),
     [(3, InvalidArgs), (5, NotFound), (7, PermissionDenied), (9, FailedPrecondition)],
@@ -382,6 +392,7 @@ async def test_a_target_removed_for_a_cause_ends_alone(cause: int, expected: typ
         assert len(server.connections) == 1
 
 
+@pytest.mark.fault(row=19)
 async def test_a_target_removed_in_passing_is_asked_again() -> None:
     async def script(connection: Connection) -> None:
         target = await connection.target()
@@ -470,6 +481,7 @@ async def test_a_target_removed_for_its_token_is_asked_without() -> None:
 # -- the server disagrees
 
 
+@pytest.mark.fault(row=19)
 async def test_a_filter_mismatch_reads_the_target_again() -> None:
     async def script(connection: Connection) -> None:
         target = await connection.target()

@@ -257,6 +257,7 @@ async def ends_quietly(exchange: Exchange) -> None:
     return
 
 
+@pytest.mark.fault(row=22)
 @pytest.mark.parametrize(
     "ending",
     [
@@ -296,6 +297,7 @@ async def test_a_stream_that_ends_is_reopened_and_only_what_changed_is_told(endi
         assert (stats.streams, stats.connected, stats.backing_off, stats.reconnects) == (1, 1, 0, 1)
 
 
+@pytest.mark.fault(row=22)
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 async def test_a_server_that_refuses_for_now_is_asked_again(status: int) -> None:
     async def script(exchange: Exchange) -> None:
@@ -394,6 +396,7 @@ async def mute_once(exchange: Exchange) -> None:
     await exchange.silence()
 
 
+@pytest.mark.fault(row=22)
 async def test_a_mute_line_is_reopened() -> None:
     hasty = replace(QUICK, silence_timeout_s=0.1)
     async with served(mute_once, hasty) as (_, database), database.watch("x") as batches:
@@ -402,6 +405,7 @@ async def test_a_mute_line_is_reopened() -> None:
         assert database.stats().last_end == "silent"
 
 
+@pytest.mark.fault(row=22, control=True)
 async def test_without_the_limit_a_mute_line_stays_so() -> None:
     async with (
         served(mute_once) as (patient, control),
@@ -508,6 +512,7 @@ async def test_once_one_is_answered_all_are_back() -> None:
         assert len(server.exchanges) <= asked + 50
 
 
+@pytest.mark.fault(row=22)
 async def test_a_server_that_was_away_is_found_again_soon() -> None:
     """The general cap would make this wait for an hour."""
     patient = replace(QUICK, backoff_base_s=3_600, backoff_cap_s=3_600, unavailable_cap_s=0.02)
@@ -562,6 +567,7 @@ async def test_streams_are_opened_some_at_a_time() -> None:
 # -- tokens
 
 
+@pytest.mark.fault(row=22)
 async def test_a_revoked_token_is_renewed() -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.stream()
