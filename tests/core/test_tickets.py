@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import jwt
@@ -57,10 +59,11 @@ def claims(**changed: Any) -> dict[str, Any]:
 
 
 async def test_forged_and_stale_tickets_are_refused_alike(tickets: Tickets) -> None:
-    key = tickets._key
+    key = tickets._keys[0]
     foreign = b"k" * 32
     forged = {
         "expired": jwt.encode(claims(exp=int(time.time()) - 1), key, "HS256"),
+        "for ever": jwt.encode(claims(exp=int(time.time()) + 10**6), key, "HS256"),
         "without end": jwt.encode(claims(exp=None), key, "HS256"),
         "without id": jwt.encode(claims(jti=None), key, "HS256"),
         "without user": jwt.encode(claims(sub=None), key, "HS256"),
@@ -74,6 +77,7 @@ async def test_forged_and_stale_tickets_are_refused_alike(tickets: Tickets) -> N
         "junk": "a.b.c",
         "not ASCII": "é.é.é",
         "endless": "a" * 100_000,
+        "deep": base64.urlsafe_b64encode(b"[" * 2_400).decode() + ".e30.e30",
         "tampered": jwt.encode(claims(), key, "HS256")[:-2] + "xx",
     }
     for name, ticket in forged.items():
@@ -105,6 +109,37 @@ async def test_the_secret_is_the_services_own(make_settings: MakeSettings, conne
     assert await rotated.redeem(by_secret.issue("ada")) == "ada"
     with pytest.raises(ConfigurationError):
         Tickets(Settings(), connections)
+
+
+async def test_while_the_token_is_replaced_tickets_go_from_replica_to_replica(
+    make_settings: MakeSettings, connections: Connections
+) -> None:
+    steps = [
+        {"LISTENERS_SERVICE_TOKEN": "old"},
+        {"LISTENERS_SERVICE_TOKEN": "old", "LISTENERS_SERVICE_TOKENS": "service:new;ci:other"},
+        {"LISTENERS_SERVICE_TOKEN": "new", "LISTENERS_SERVICE_TOKENS": "ci:other;service:old"},
+        {"LISTENERS_SERVICE_TOKEN": "new"},
+    ]
+    replicas = [Tickets(make_settings(**step), connections) for step in steps]
+    for before, after in pairwise(replicas):  # at each step both are there
+        assert await after.redeem(before.issue("ada")) == await before.redeem(after.issue("ada")) == "ada"
+    with pytest.raises(Unauthenticated):  # negative control: without the two steps between
+        await replicas[3].redeem(replicas[0].issue("ada"))
+
+
+async def test_a_token_that_may_not_issue_tickets_signs_none(
+    make_settings: MakeSettings, connections: Connections
+) -> None:
+    here = Tickets(
+        make_settings(LISTENERS_SERVICE_TOKENS="service:limited:REGISTRY.get_*;ci:other;service:more:REGISTRY.*"),
+        connections,
+    )
+    for token in ("limited", "other"):
+        forger = Tickets(make_settings(LISTENERS_SERVICE_TOKEN=token), connections)
+        with pytest.raises(Unauthenticated):
+            await here.redeem(forger.issue("ada"))
+    entitled = Tickets(make_settings(LISTENERS_SERVICE_TOKEN="more"), connections)
+    assert await here.redeem(entitled.issue("ada")) == "ada"
 
 
 async def test_without_redis_no_ticket_is_good(

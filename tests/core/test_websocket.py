@@ -30,12 +30,12 @@ from callboard.fleet.leases import Leases
 from callboard.fleet.listeners import Listeners
 from callboard.fleet.presence import Presence
 from callboard.fleet.snapshots import Reading
-from callboard.gateway.admission import VerifiedToken
 from callboard.gateway.closing import CloseCode
 from callboard.gateway.connection import Limits
 from callboard.gateway.socket import TransportAccess
 from callboard.gateway.tickets import Tickets
 from callboard.gateway.websocket import WebSocketGateway
+from callboard.identity import VerifiedToken
 from callboard.lifecycle import Lifecycle
 from callboard.messages import Event, encode, new_id, utc_now
 from callboard.service import Listener, Service, Thread, User, listener

@@ -34,6 +34,7 @@ from callboard.gateway.websocket import WebSocketGateway
 from callboard.health import Health, gather_checks
 from callboard.hookspecs import Interceptor
 from callboard.host import Host
+from callboard.identity import TokenVerifier
 from callboard.lifecycle import Lifecycle
 from callboard.plugins import Plugin, Plugins, reason_of
 from callboard.rpc.idempotency import Idempotency
@@ -89,6 +90,7 @@ class Callboard:
             bus=self.bus, presence=self.presence, listeners=self.listeners, lifecycle=self.lifecycle,
             telemetry=self.telemetry,
         )  # fmt: skip
+        self._verifiers = self._token_verifiers()
         self._resources = AsyncExitStack()
         self.host = Host(
             settings=settings, environ=environ, telemetry=self.telemetry, connections=self.connections, bus=self.bus,
@@ -105,6 +107,15 @@ class Callboard:
             for interceptor in interceptors
         ]
         return sorted(given, key=lambda interceptor: getattr(interceptor, "order", 0))
+
+    def _token_verifiers(self) -> list[tuple[Plugin, type[TokenVerifier]]]:
+        """The class that checks ID tokens, with each plugin that brings it."""
+        given = self.plugins.collect("register_token_verifier", settings=self.settings)
+        found = [(plugin, kind) for plugin, kind in given if kind is not None]
+        for plugin, kind in found[1:]:
+            if kind is not found[0][1]:
+                raise ConfigurationError(f"ID tokens are checked by {found[0][0].name} and by {plugin.name}")
+        return found
 
     def _compile(self) -> None:
         """Fill the router's table and declare the listeners; a clash of names is fatal, an unusable method is not."""
@@ -166,6 +177,7 @@ class Callboard:
             await stack.enter_async_context(self.presence)
             await stack.enter_async_context(self.idempotency)
             await stack.enter_async_context(self._resources)
+            await self._open_verifier()
             for plugin in self.plugins.healthy():
                 await self._open(plugin, stack)
             for plugin in self.plugins.all:
@@ -180,6 +192,16 @@ class Callboard:
             self.lifecycle.ready()
             log.info("service_ready", plugins={p.name: p.state for p in self.plugins.all})
             yield
+
+    async def _open_verifier(self) -> None:
+        """Make the verifier and have the sockets use it; if that fails, put aside the plugins that brought it."""
+        for plugin, kind in self._verifiers:
+            try:
+                async with asyncio.timeout(OPEN_TIMEOUT_S):
+                    self.websockets.check_tokens_with(await self.host.shared(kind))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is theirs alone
+                self.plugins.quarantine(plugin, f"it cannot check ID tokens: {reason_of(error)}", error)
+                self._silence(plugin)
 
     async def _open(self, plugin: Plugin, stack: AsyncExitStack) -> None:
         """Open a plugin's services in order; if one fails, close those that did open and put the plugin aside."""

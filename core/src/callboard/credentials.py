@@ -25,6 +25,9 @@ _VARIABLE = "LISTENERS_SERVICE_TOKENS"
 _SEPARATORS = re.compile(r"[;,\s]+")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PATTERN = re.compile(r"\*|[A-Z*][A-Z0-9_*]*\.[A-Za-z0-9_*]+")
+ISSUES_TICKETS = "REGISTRY.issue_ticket"
+"""Who may call it acts for users: it opens their WebSockets, with a ticket or without."""
+_SERVICE = "service"
 _DEV_TOKEN = "dev"  # noqa: S105 - dev mode serves the loopback only
 
 
@@ -50,11 +53,8 @@ class Credentials:
 
     def __init__(self, settings: Settings) -> None:
         self._known: list[tuple[bytes, Credential]] = []
-        if main := service_token(settings):
-            self._add(main, Credential("service"))
-        if settings.service_tokens is not None:
-            for name, token, patterns in _parse(settings.service_tokens.reveal()):
-                self._add(token, Credential(name, patterns))
+        for token, credential in _configured(settings):
+            self._add(token, credential)
         if not self._known:
             raise ConfigurationError("LISTENERS_SERVICE_TOKEN is not set")
 
@@ -92,11 +92,25 @@ class Credentials:
         self._known.append((digest, credential))
 
 
-def service_token(settings: Settings) -> str | None:
-    """The token of the credential `service`: as set, or `dev` in dev mode."""
+def service_tokens(settings: Settings) -> list[bytes]:
+    """The live tokens of the credential `service`, LISTENERS_SERVICE_TOKEN first; `dev` in dev mode when it is unset.
+
+    Two are live while one is being replaced. Those that may not issue tickets are left out.
+    """
+    found = _configured(settings)
+    return [_bytes(token) for token, holder in found if holder.name == _SERVICE and holder.allows(ISSUES_TICKETS)]
+
+
+def _configured(settings: Settings) -> list[tuple[str, Credential]]:
+    found: list[tuple[str, Credential]] = []
     if settings.service_token is not None:
-        return settings.service_token.reveal()
-    return _DEV_TOKEN if settings.dev else None
+        found.append((settings.service_token.reveal(), Credential(_SERVICE)))
+    elif settings.dev:
+        found.append((_DEV_TOKEN, Credential(_SERVICE)))
+    if settings.service_tokens is not None:
+        parsed = _parse(settings.service_tokens.reveal())
+        found += [(token, Credential(name, patterns)) for name, token, patterns in parsed]
+    return found
 
 
 def _bytes(token: str) -> bytes:

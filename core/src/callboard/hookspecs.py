@@ -1,4 +1,4 @@
-"""The plugin contract: five hooks, synchronous, each called once at start. What they return may be asynchronous.
+"""The plugin contract: six hooks, synchronous, each called once at start. What they return may be asynchronous.
 
     # in the package named by the entry point
     @hookimpl
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
     from callboard.host import Host
+    from callboard.identity import TokenVerifier
     from callboard.rpc.router import Invocation
 
 PROJECT = "callboard"
@@ -55,6 +56,12 @@ def register_routes(settings: Settings, host: Host) -> Sequence[BaseRoute]:  # t
 @hookspec
 def register_health_checks(settings: Settings, host: Host) -> dict[str, HealthCheck]:  # type: ignore[empty-body]
     """Checks of external services by name, shown in `/debug`; each is an async function, run with a time-out."""
+
+
+@hookspec
+def register_token_verifier(settings: Settings) -> type[TokenVerifier] | None:
+    """The class that checks ID tokens on `/ws`, or None. An app has one: plugins may name the same class, and two
+    different ones are a fatal clash."""
 
 
 @hookspec

@@ -27,6 +27,7 @@ LOG_EVENTS = {
     "ws_connect": "a WebSocket opened",
     "ws_disconnect": "a WebSocket closed; `code` is the close code",
     "ws_failed": "a WebSocket could not be let in, by a fault of the service; the client is told to come again",
+    "id_tokens_unchecked": "nobody could tell whether ID tokens were revoked; their sockets stay until they expire",
     "ws_without_bus": "a WebSocket opened while the bus is down; its syncs follow when it is up",
     "listener_start": "a user's listener starts",
     "listener_attached": "a user's listener has its first snapshot",

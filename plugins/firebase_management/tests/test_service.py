@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 import callboard_firebase_management
+from callboard.errors import Unauthenticated
 from callboard.testing import TOKEN, CallFailed, Service, running, serving
 from callboard_firebase_management import FirebaseManagement
 from callboard_local.firestore_process import FirestoreProcess
@@ -248,3 +249,10 @@ async def test_without_a_firebase_the_plugin_is_put_aside_and_says_why(environ: 
         assert "no Firebase is configured: set GOOGLE_PROJECT_ID" in (plugin.error or "")
         check = callboard_firebase_management.register_health_checks(service.callboard.host)["firestore"]
         assert await check() == {"status": "not configured"}
+
+
+async def test_id_tokens_are_checked(environ: dict[str, str]) -> None:
+    async with serving(callboard_firebase_management, environ=environ) as service:
+        assert service.callboard.websockets.verify_token is not None
+        with pytest.raises(Unauthenticated, match="not valid"):
+            await service.callboard.websockets.verify_token("a.b.c")

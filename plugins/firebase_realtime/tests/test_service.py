@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 import callboard_firebase_realtime
+from callboard.errors import Unauthenticated
 from callboard.testing import TOKEN, CallFailed, Service, running, serving
 from callboard_firebase_realtime import FirebaseRealtime
 from callboard_local import ValkeyServer
@@ -245,3 +246,10 @@ async def test_without_a_database_the_plugin_is_put_aside_and_says_why(environ: 
         assert "no Realtime Database is configured" in (plugin.error or "")
         check = callboard_firebase_realtime.register_health_checks(service.callboard.host)["realtime_database"]
         assert await check() == {"status": "not configured"}
+
+
+async def test_id_tokens_are_checked(environ: dict[str, str]) -> None:
+    async with serving(callboard_firebase_realtime, environ={**environ, "GOOGLE_PROJECT_ID": "shop-of-ada"}) as service:
+        assert service.callboard.websockets.verify_token is not None
+        with pytest.raises(Unauthenticated, match="not valid"):
+            await service.callboard.websockets.verify_token("a.b.c")

@@ -10,25 +10,18 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
-from callboard.credentials import Credentials
+from callboard.credentials import ISSUES_TICKETS, Credentials
 from callboard.errors import CallError, InvalidArgs, PermissionDenied, Unauthenticated, Unavailable
 from callboard.gateway.closing import CloseCode, Refused
 from callboard.gateway.socket import Socket
 from callboard.gateway.tickets import Tickets
+from callboard.identity import VerifiedToken
 from callboard.messages import check_identifier, encode, new_id
 from callboard.service import Thread, ThreadMode, User
 from callboard.settings import Settings, is_loopback
 
 _FIRST_FRAME_TIMEOUT_S = 5.0
 _MAX_QUERY_BYTES = 4_096
-_ACTS_FOR_USERS = "REGISTRY.issue_ticket"
-
-
-class VerifiedToken(NamedTuple):
-    """What a verifier found in an ID token. `expires_at` is Unix time."""
-
-    uid: str
-    expires_at: float
 
 
 SessionOwner = Callable[[str], Awaitable[str | None]]
@@ -38,7 +31,7 @@ UserOf = Callable[[str], Awaitable[User]]
 """What a user may see (`Presence.user`)."""
 
 VerifyToken = Callable[[str], Awaitable[VerifiedToken]]
-"""Checks a Firebase ID token; raises Unauthenticated for a bad one, Unavailable when it cannot tell."""
+"""Checks an ID token (`TokenVerifier.verify`)."""
 
 
 class Visit(msgspec.Struct, kw_only=True):
@@ -63,6 +56,7 @@ class Admitted(NamedTuple):
     expires_in_s: float | None
     acts_for_users: bool = False
     """A service's: it may take a session id from another user and open any thread. A user's own may not."""
+    token: VerifiedToken | None = None
 
 
 class _FirstFrame(msgspec.Struct):
@@ -131,7 +125,7 @@ class Admission:
     async def _identify(self, socket: Socket, visit: Visit) -> Admitted:
         if any(name == b"authorization" for name, _ in socket.headers):
             credential = self._credentials.identify_headers(socket.headers)
-            if not credential.allows(_ACTS_FOR_USERS):  # who may issue tickets may also do without
+            if not credential.allows(ISSUES_TICKETS):  # who may issue tickets may also do without
                 raise Refused(CloseCode.FORBIDDEN)
             return Admitted(visit, credential.name, None, acts_for_users=True)
         try:
@@ -175,7 +169,7 @@ class Admission:
             visit.session_id = new_id()
         confirmed = {"uid": verified.uid, "sessionId": visit.session_id}
         await socket.send(encode({"type": "auth.session_confirmed", "payload": confirmed}).decode())
-        return Admitted(visit, "id_token", max(0.0, verified.expires_at - time.time()))
+        return Admitted(visit, "id_token", max(0.0, verified.expires_at - time.time()), token=verified)
 
     async def _check_space(self, visit: Visit) -> None:
         """Spaces are companies': one that the user may not see is refused. Unavailable without Redis, which knows."""

@@ -25,9 +25,11 @@ from callboard.events.hub import Hub
 from callboard.gateway.admission import Admission, Admitted, VerifyToken, Visit
 from callboard.gateway.closing import REASONS, CloseCode, Gone, Refused
 from callboard.gateway.connection import Connection, Limits
+from callboard.gateway.reviews import Reviews
 from callboard.gateway.sessions import Sessions, batches
 from callboard.gateway.socket import Socket
 from callboard.gateway.tickets import Tickets
+from callboard.identity import TokenVerifier
 from callboard.lifecycle import Lifecycle
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry, where_raised
@@ -71,7 +73,7 @@ class WebSocketGateway:
         tend_interval_s: float = 1.0,
         heartbeat_interval_s: float | None = None,
     ) -> None:
-        """`verify_token` checks Firebase ID tokens; without it they are refused. It may be set later."""
+        """`verify_token` checks ID tokens; without it, or a `verifier` that is set later, they are refused."""
         self._admission = Admission(
             settings, credentials, tickets, presence.owner_of, presence.user,
             first_frame_timeout_s=first_frame_timeout_s,
@@ -93,6 +95,7 @@ class WebSocketGateway:
         self._sessions = Sessions(
             presence, telemetry, self._open.values, heartbeat_interval_s=self._heartbeat_interval_s
         )
+        self._reviews = Reviews(telemetry, interval_s=self._heartbeat_interval_s)
         self._served = 0
         self._entering = 0
         self._nobody_served = asyncio.Event()
@@ -112,6 +115,11 @@ class WebSocketGateway:
     def verify_token(self, verify: VerifyToken | None) -> None:
         self._admission.verify_token = verify
 
+    def check_tokens_with(self, verifier: TokenVerifier) -> None:
+        """Have it check ID tokens, as sockets open and at each heartbeat."""
+        self._admission.verify_token = verifier.verify
+        self._reviews.verifier = verifier
+
     def routes(self) -> list[BaseRoute]:
         return [WebSocketRoute("/ws", self, name="ws")]
 
@@ -120,6 +128,7 @@ class WebSocketGateway:
             asyncio.create_task(self._tend(), name="websockets: tend"),
             asyncio.create_task(self._sessions.keep_alive(), name="websockets: heartbeat"),
             asyncio.create_task(self._look_again(), name="websockets: spaces"),
+            asyncio.create_task(self._reviews.run(), name="websockets: ID tokens"),
         ]
         return self
 
@@ -198,12 +207,14 @@ class WebSocketGateway:
         visit = self._open[connection] = admitted.visit
         if visit.thread is not None and not admitted.acts_for_users:
             self._confined[connection] = visit
+        self._reviews.opened(connection, admitted.token)
         self._sessions.opened(visit)
         self._telemetry.metrics.ws_connections.set(len(self._open))
 
     def _closed(self, connection: Connection, visit: Visit) -> None:
         del self._open[connection]
         self._confined.pop(connection, None)
+        self._reviews.closed(connection)
         self._sessions.closed(visit)
         self._telemetry.metrics.ws_connections.set(len(self._open))
 

@@ -1,7 +1,8 @@
-"""What the Firebase plugins share: Firestore's client and listen engine, the Realtime Database, value conversion."""
+"""What the Firebase plugins share: Firestore's client and listen engine, the Realtime Database, ID tokens, values."""
 
 from callboard_firebase.errors import translate, translated
 from callboard_firebase.firebase import Firebase
+from callboard_firebase.id_tokens import IdTokens
 from callboard_firebase.listen import Batch, Change, Document, ListenEngine, ListenOptions, ListenStats
 from callboard_firebase.pace import BURST, Pace
 from callboard_firebase.paths import collection_path, document_path, join, segment
@@ -27,6 +28,7 @@ __all__ = [
     "Document",
     "Firebase",
     "FirebaseSettings",
+    "IdTokens",
     "ListenEngine",
     "ListenOptions",
     "ListenStats",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import firebase_admin
-from firebase_admin import credentials, firestore_async
+from firebase_admin import auth, credentials, firestore_async
 from google.auth.credentials import AnonymousCredentials, Scoped
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore import AsyncClient
@@ -32,6 +32,22 @@ def firestore_client(settings: FirebaseSettings) -> tuple[firebase_admin.App, As
     app = firebase_admin.initialize_app(credential, options, name=f"callboard-{secrets.token_hex(8)}")
     try:
         return app, firestore_async.client(app)
+    except (GoogleAuthError, ValueError) as error:
+        firebase_admin.delete_app(app)
+        raise _unusable(error) from error
+
+
+def auth_client(settings: FirebaseSettings, http_timeout_s: float) -> tuple[firebase_admin.App, auth.Client]:
+    """Google's client for ID tokens, and the Firebase app it belongs to. ConfigurationError.
+
+    To check a token takes the project's name alone; to ask whether it was revoked takes credentials.
+    """
+    needs_credentials = settings.check_revoked or not settings.project_id
+    credential = _credential(settings) if needs_credentials else AnonymousCredentials()
+    options = {"httpTimeout": http_timeout_s, **({"projectId": settings.project_id} if settings.project_id else {})}
+    app = firebase_admin.initialize_app(credential, options, name=f"callboard-{secrets.token_hex(8)}")
+    try:
+        return app, auth.Client(app)
     except (GoogleAuthError, ValueError) as error:
         firebase_admin.delete_app(app)
         raise _unusable(error) from error

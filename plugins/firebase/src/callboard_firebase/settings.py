@@ -35,6 +35,16 @@ class FirebaseSettings(Struct, frozen=True, kw_only=True):
         str, Help("host:port of a Realtime Database emulator, used without credentials")
     ] = variable("FIREBASE_DATABASE_EMULATOR_HOST", default="")  # fmt: skip
 
+    check_revoked: Annotated[
+        bool, Help("ask Google, at a log-in and each heartbeat, whether an ID token was revoked or its user disabled")
+    ] = variable("FIREBASE_CHECK_REVOKED", default=False)  # fmt: skip
+    clock_skew_s: Annotated[int, Help("seconds by which Google's clock may differ from ours", ge=0, le=60)] = variable(
+        "FIREBASE_CLOCK_SKEW_S", default=5
+    )
+    auth_emulator_host: Annotated[str, Help("host:port of an Auth emulator; ID tokens then need no signature")] = (
+        variable("FIREBASE_AUTH_EMULATOR_HOST", default="")
+    )
+
     @property
     def configured(self) -> bool:
         """Whether there is any Firestore to talk to."""
@@ -44,3 +54,8 @@ class FirebaseSettings(Struct, frozen=True, kw_only=True):
     def realtime_configured(self) -> bool:
         """Whether there is any Realtime Database to talk to."""
         return bool(self.realtime_url or self.realtime_emulator_host)
+
+    @property
+    def id_tokens_configured(self) -> bool:
+        """Whether there is any project whose users' ID tokens could be checked."""
+        return bool(self.project_id or self.admin_json or self.application_credentials)

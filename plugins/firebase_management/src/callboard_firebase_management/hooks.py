@@ -10,7 +10,8 @@ from starlette.routing import BaseRoute
 from callboard import Service, hookimpl
 from callboard.hookspecs import HealthCheck
 from callboard.host import Host
-from callboard_firebase import Firebase
+from callboard.identity import TokenVerifier
+from callboard_firebase import Firebase, IdTokens
 from callboard_firebase_management.service import FirebaseManagement
 from callboard_firebase_management.store import firestore_health
 from callboard_firebase_management.webhook import webhook_route
@@ -34,3 +35,8 @@ def register_health_checks(host: Host) -> dict[str, HealthCheck]:
         return await firestore_health(await host.shared(Firebase))
 
     return {"firestore": firestore}
+
+
+@hookimpl
+def register_token_verifier() -> type[TokenVerifier]:
+    return IdTokens

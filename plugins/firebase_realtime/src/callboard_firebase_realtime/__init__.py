@@ -1,7 +1,7 @@
 """The namespace FIREBASE_REALTIME: chat threads and direct messages in the Realtime Database."""
 
 from callboard_firebase_realtime.chat_listener import ChatListener
-from callboard_firebase_realtime.hooks import register_health_checks, register_services
+from callboard_firebase_realtime.hooks import register_health_checks, register_services, register_token_verifier
 from callboard_firebase_realtime.message_listener import MessageListener
 from callboard_firebase_realtime.service import FirebaseRealtime
 
@@ -11,4 +11,5 @@ __all__ = [
     "MessageListener",
     "register_health_checks",
     "register_services",
+    "register_token_verifier",
 ]

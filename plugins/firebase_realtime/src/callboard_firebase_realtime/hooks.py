@@ -8,7 +8,8 @@ from typing import Any
 from callboard import Service, hookimpl
 from callboard.hookspecs import HealthCheck
 from callboard.host import Host
-from callboard_firebase import Firebase
+from callboard.identity import TokenVerifier
+from callboard_firebase import Firebase, IdTokens
 from callboard_firebase_realtime.service import FirebaseRealtime
 from callboard_firebase_realtime.store import realtime_health
 
@@ -26,3 +27,8 @@ def register_health_checks(host: Host) -> dict[str, HealthCheck]:
         return await realtime_health(await host.shared(Firebase))
 
     return {"realtime_database": realtime_database}
+
+
+@hookimpl
+def register_token_verifier() -> type[TokenVerifier]:
+    return IdTokens
