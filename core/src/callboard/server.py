@@ -19,7 +19,7 @@ import uvicorn
 
 from callboard.app import Callboard
 from callboard.errors import ConfigurationError
-from callboard.telemetry import Telemetry
+from callboard.telemetry import Telemetry, log_what_escapes
 
 _TCP_USER_TIMEOUT_MS = 20_000
 _WS_PING_S = 20.0
@@ -130,6 +130,7 @@ class LibraryLogs(logging.Handler):
     @classmethod
     def install(cls, telemetry: Telemetry) -> None:
         """Make it the process's only handler: for entry points, never for an app inside someone else's process."""
+        log_what_escapes(telemetry.log)
         logging.basicConfig(level=logging.WARNING, handlers=[cls(telemetry)], force=True)
 
 

@@ -1,14 +1,17 @@
 """Logs and metrics that everything above may write.
 
 Logs are JSON lines (readable ones in dev mode) whose `event` is one of the documented names; they carry ids, times
-and codes, never arguments or payloads. Metrics live in a registry of the app's own, so that two apps can share a
+and codes, never arguments or payloads. Whatever text a caller got into a record, it is one line, of printable
+characters, and not long. Metrics live in a registry of the app's own, so that two apps can share a
 process.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
+import threading
 import traceback
 from typing import Any, TextIO
 
@@ -61,6 +64,12 @@ LOG_EVENTS = {
     "task_died": "a background task ended with an error",
 }
 
+MAX_TEXT = 1_000
+"""Characters of one text in a log record; of a longer one the beginning is kept."""
+_MAX_ITEMS = 100
+_MAX_DEPTH = 4
+# What ends a line or steers a terminal, or turns the reading direction, and what JSON leaves as it is.
+_UNSEEN = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -146,11 +155,11 @@ def where_raised(error: BaseException) -> dict[str, Any]:
 def make_log(stream: TextIO, *, readable: bool, debug: bool) -> FilteringBoundLogger:
     """A structlog logger that writes to `stream`; nothing global is configured."""
     render: Any = structlog.dev.ConsoleRenderer(colors=stream.isatty()) if readable else _json_line
-    clean = [_printable] if readable else []
     processors = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        *clean,
+        _bounded,
+        *([_printable] if readable else []),
         render,
     ]
     logger: FilteringBoundLogger = structlog.wrap_logger(
@@ -162,10 +171,55 @@ def make_log(stream: TextIO, *, readable: bool, debug: bool) -> FilteringBoundLo
     return logger
 
 
+def log_what_escapes(log: FilteringBoundLogger) -> None:
+    """Have the log tell of exceptions nobody caught, on a thread or in a finalizer: Python would print their texts.
+
+    For a process of the service's own.
+    """
+
+    def thread_died(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None:
+            name = args.thread.name if args.thread else "?"
+            log.error("task_died", task=f"thread {name}", **where_raised(args.exc_value))
+
+    def finalizer_failed(args: Any) -> None:
+        log.error("task_died", task="finalizer", **(where_raised(args.exc_value) if args.exc_value else {}))
+
+    threading.excepthook = thread_died
+    sys.unraisablehook = finalizer_failed
+
+
+def _bounded(_: WrappedLogger, __: str, record: EventDict) -> EventDict:
+    """No record is long, and none holds a text that cannot be written."""
+    return {name: _shortened(value) for name, value in record.items()}
+
+
+def _shortened(value: Any, depth: int = 0) -> Any:
+    if value is None or isinstance(value, float) or (isinstance(value, int) and -(2**63) <= value < 2**64):
+        return value
+    if isinstance(value, dict | list | tuple | set | frozenset) and depth < _MAX_DEPTH:
+        surplus = len(value) - _MAX_ITEMS
+        some = list(value)[:_MAX_ITEMS]
+        if isinstance(value, dict):
+            short = {_text(key): _shortened(value[key], depth + 1) for key in some}
+            return {**short, "…": surplus} if surplus > 0 else short
+        return [*(_shortened(item, depth + 1) for item in some), *([f"… and {surplus} more"] if surplus > 0 else [])]
+    return _text(value)
+
+
+def _text(value: object) -> str:
+    text = str(value)
+    if len(text) > MAX_TEXT:
+        text = f"{text[:MAX_TEXT]}… ({len(text)} characters)"
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode()  # half surrogates: of file names and environments
+
+
 def _printable(_: WrappedLogger, __: str, record: EventDict) -> EventDict:
-    """A caller's text must not steer the terminal that shows it; JSON escapes by itself."""
+    """A caller's text must not steer the terminal that shows it."""
     return {k: v if not isinstance(v, str) or v.isprintable() else repr(v) for k, v in record.items()}
 
 
 def _json_line(_: WrappedLogger, __: str, record: EventDict) -> str:
-    return msgspec.json.encode(record, enc_hook=str).decode()
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", msgspec.json.encode(record).decode())
