@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from faults.fleet import Fleet, Replica
+from redis.asyncio import Redis
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -26,6 +27,41 @@ ENVIRON = {
 async def fleet_of(valkey: ValkeyServer, count: int, **environ: str) -> AsyncIterator[Fleet]:
     async with Fleet(valkey, count=count, environ={**ENVIRON, **environ}) as fleet:
         yield fleet
+
+
+class Everything:
+    """All that is published on a Redis, as (channel, message), but for the replicas' own probes."""
+
+    def __init__(self, valkey: ValkeyServer, password: str | None = None) -> None:
+        self.heard: list[tuple[str, str]] = []
+        self._valkey = valkey
+        self._password = password
+
+    async def __aenter__(self) -> Everything:
+        self._redis = Redis(
+            host=self._valkey.host, port=self._valkey.port, password=self._password, decode_responses=True
+        )
+        self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+        await self._pubsub.psubscribe("*")
+        await self._pubsub.get_message(timeout=5)
+        self._task = asyncio.create_task(self._hear())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+        await self._redis.aclose()
+
+    async def _hear(self) -> None:
+        async for message in self._pubsub.listen():
+            if not message["channel"].startswith("callboard:"):
+                self.heard.append((message["channel"], message["data"]))
+
+    async def until(self, channel: str) -> None:
+        async with asyncio.timeout(30):
+            while not any(heard == channel for heard, _ in self.heard):
+                await asyncio.sleep(0.01)
 
 
 async def ticket_for(replica: Replica, uid: str, ttl_s: int = 60) -> str:

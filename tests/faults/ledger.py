@@ -7,9 +7,11 @@ the listener follows, whose steps are told on the channel `grown`.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
+from typing import Literal
 
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
@@ -94,6 +96,36 @@ class Ledger(Service):
         await self.context.publish(Event(type="count.told", uid=uid, payload={"n": n}))
         return n
 
+    @method(effect="write")
+    async def say(self, uid: str, text: str) -> str:
+        """Publishes `count.said` to the user, and returns the text."""
+        await self.context.publish(Event(type="count.said", uid=uid, payload={"text": text}))
+        return text
+
+    @method(effect="write")
+    async def fail(self, text: str, how: Literal["plainly", "chained", "exit", "thread", "task", "callback"]) -> None:
+        """Fails, now or a moment later, with the text in the exception's."""
+        if how == "thread":
+            threading.Thread(target=_fail, args=(text,)).start()
+        elif how == "task":
+            asyncio.create_task(_fail_soon(text)).add_done_callback(lambda _: None)
+        elif how == "callback":
+            asyncio.get_running_loop().call_soon(_fail, text)
+        elif how == "exit":
+            raise SystemExit(text)
+        elif how == "chained":
+            try:
+                _fail(text)
+            except ValueError as error:
+                raise OSError(2, text, text) from error
+        else:
+            _fail(text)
+
+    @method(effect="read")
+    async def log_it(self, text: str) -> None:
+        """A record with the text in every place that a plugin could put it."""
+        self.log.warning("task_failed", task=text, nested={text: [text, {text: text}]}, **{text[:200]: text})
+
     @method(effect="read")
     async def whoami(self) -> str:
         """The name of the replica that answers."""
@@ -120,6 +152,14 @@ class Ledger(Service):
                 self.service.feeds[user.uid].discard(feed)
                 if not self.service.feeds[user.uid]:
                     del self.service.feeds[user.uid]
+
+
+def _fail(text: str) -> None:
+    raise ValueError(text)
+
+
+async def _fail_soon(text: str) -> None:
+    _fail(text)
 
 
 @hookimpl

@@ -15,9 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
-from faults.doors import fleet_of
+from faults.doors import Everything, fleet_of
 from faults.fleet import TOKEN, Replica
-from redis.asyncio import Redis
 
 from callboard.credentials import Credentials
 from callboard.errors import PermissionDenied
@@ -29,38 +28,6 @@ pytestmark = pytest.mark.anyio
 
 READER = {"Authorization": "Bearer reader-token"}
 STOLEN = {"method": "LEDGER.append", "args": ["stolen"]}
-
-
-class Everything:
-    """All that is published on a Redis, as (channel, message), but for the replicas' own probes."""
-
-    def __init__(self, valkey: ValkeyServer) -> None:
-        self.heard: list[tuple[str, str]] = []
-        self._valkey = valkey
-
-    async def __aenter__(self) -> Everything:
-        self._redis = Redis(host=self._valkey.host, port=self._valkey.port, decode_responses=True)
-        self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-        await self._pubsub.psubscribe("*")
-        await self._pubsub.get_message(timeout=5)
-        self._task = asyncio.create_task(self._hear())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.wait({self._task})
-        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
-        await self._redis.aclose()
-
-    async def _hear(self) -> None:
-        async for message in self._pubsub.listen():
-            if not message["channel"].startswith("callboard:"):
-                self.heard.append((message["channel"], message["data"]))
-
-    async def until(self, channel: str) -> None:
-        async with asyncio.timeout(30):
-            while not any(heard == channel for heard, _ in self.heard):
-                await asyncio.sleep(0.01)
 
 
 def without_trace(response: httpx.Response) -> dict[str, Any]:
