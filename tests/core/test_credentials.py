@@ -87,6 +87,14 @@ def test_only_the_star_is_special_in_a_pattern() -> None:
     assert Credential("x", ("*.get",)).allows("A.get")
 
 
+def test_who_may_call_everything() -> None:
+    known = credentials(more="a:t1:*;b:t2:A.*;c:t3;d:t4:*.*,A.b")
+    unlimited = [
+        known.identify(b"Bearer " + token).is_unlimited for token in (b"main-token", b"t1", b"t2", b"t3", b"t4")
+    ]
+    assert unlimited == [True, True, False, True, False]
+
+
 def test_rotation_two_tokens_of_one_name_are_live_at_once() -> None:
     known = credentials("old", "service:new")
     assert known.identify(b"Bearer old") == known.identify(b"Bearer new") == Credential("service")

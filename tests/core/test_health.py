@@ -51,6 +51,7 @@ class plugin:  # noqa: N801 - stands for a module
 @pytest.fixture
 async def service(own_valkey: ValkeyServer) -> AsyncIterator[Running]:
     environ = {"LISTENERS_REDIS_HOST": "127.0.0.1", "LISTENERS_REDIS_PORT": str(own_valkey.port)}
+    environ["LISTENERS_SERVICE_TOKENS"] = "reader:limited:SICK.*;ops:operator:*"
     async with serving(plugin, environ=environ) as running:
         yield running
 
@@ -102,6 +103,8 @@ async def test_a_namespaces_own_check(client: httpx.AsyncClient) -> None:
 async def test_debug_needs_the_token(client: httpx.AsyncClient) -> None:
     assert (await client.get("/debug", headers={"Authorization": ""})).status_code == 401
     assert (await client.get("/debug", headers={"Authorization": "Bearer wrong"})).status_code == 403
+    assert (await client.get("/debug", headers={"Authorization": "Bearer limited"})).status_code == 403
+    assert (await client.get("/debug", headers={"Authorization": "Bearer operator"})).status_code == 200
 
 
 async def test_debug_shows_what_runs_and_no_secret(client: httpx.AsyncClient) -> None:

@@ -84,6 +84,8 @@ async def test_no_token_and_a_wrong_one_open_nothing(own_valkey: ValkeyServer, f
             assert messages <= {"This credential is not known.", "More than one Authorization header."} or status == 401
             assert all(without_trace(answer)["error"]["code"] == code for answer in answers)
             refused += len(answers)
+        limited = await http.get("/debug", headers=READER)  # a credential with patterns sees only what they open
+        assert (limited.status_code, limited.json()["error"]["code"]) == (403, "PERMISSION_DENIED")
         for headers in (wrong[0], none[0], [(b"authorization", b"Bearer " + TOKEN.encode())]):
             assert (await http.get("/metrics", headers=headers)).status_code in (401, 403)
         assert (await http.get("/metrics", headers={"Authorization": "Bearer metrics-token"})).status_code == 200

@@ -27,8 +27,9 @@ pytestmark = pytest.mark.anyio
 
 PLACES = [
     "environment", "service-token", "second-token", "ticket-secret", "metrics-token", "redis-password", "account-json",
-    "argument", "keyword", "payload", "result", "user", "session", "other-session", "key", "wrong-token", "id-token",
-    "ticket", "query", "frame", "exception", "path", "route", "company", "header", "body", "reply", "origin",
+    "account-path", "wrong-redis-password", "argument", "keyword", "result", "user", "session",
+    "other-session", "key", "wrong-token", "id-token", "ticket", "query", "frame", "exception", "path", "route",
+    "company", "header", "body", "reply", "origin",
 ]  # fmt: skip
 SECRETS = {place: f"CANARY.{place}.7f3a" for place in PLACES}
 HOSTILE = 'FORGED\r\n{"event":"rpc_ok","level":"info"}\n\x1b[2J\x1b]0;x\x07\x9b31m\x85\u2028\u2029\u202eevil\x00\x7f'
@@ -178,19 +179,27 @@ async def test_no_secret_shows_anywhere(fault: Fault) -> None:
     with ValkeyServer(args=["--requirepass", SECRETS["redis-password"]]) as valkey:
         async with Fleet(valkey, count=1, environ=environ_of(), token=SECRETS["service-token"]) as fleet:
             (quiet,) = fleet.replicas
-            chatty = await fleet.start_one(LISTENERS_DEBUG="true")
+            path = f"/nowhere/{SECRETS['account-path']}.json"
+            chatty = await fleet.start_one(LISTENERS_DEBUG="true", FIREBASE_ADMIN_JSON=path)
+            shut_out = await fleet.start_one(LISTENERS_REDIS_PASSWORD=SECRETS["wrong-redis-password"])
             redis = Redis(host=valkey.host, port=valkey.port, password=SECRETS["redis-password"])
             async with redis, Everything(valkey, password=SECRETS["redis-password"]) as everything:
                 answers: list[str] = []
-                for replica in fleet.replicas:
+                tickets: list[str] = []
+                for replica in (quiet, chatty):
                     answers += await provoke(replica, SECRETS)
-                    answers += await use_rightly(replica)
+                    said, ticket = await use_rightly(replica)
+                    answers += said
+                    tickets.append(ticket)
                 await everything.until("redis:reply:" + SECRETS["other-session"])
                 pages = [page for replica in fleet.replicas for page in await pages_of(replica)]
                 keys = await stored(redis)
             for replica in fleet.replicas:
                 assert await replica.stop() == 0
-            logs = {"log": quiet.log.read_text(), "log at level debug": chatty.log.read_text()}
+            logs = {
+                "log": quiet.log.read_text() + shut_out.log.read_text(),
+                "log at level debug": chatty.log.read_text(),
+            }
         told = [("INVALID_ARGS" if '"INVALID_ARGS"' in each else "answer", each) for each in answers]
         published = [(channel, f"{channel} {message}") for channel, message in everything.heard]
         leaks: dict[str, set[str]] = defaultdict(set)
@@ -205,6 +214,8 @@ async def test_no_secret_shows_anywhere(fault: Fault) -> None:
             published=len(published), hits=sum(map(len, leaks.values())), by_right=by_right,
         )  # fmt: skip
         assert not any(leaks.values()), leaks
+        everywhere = "".join(text for _, text in [*logs.items(), *pages, *keys, *published])
+        assert not any(ticket in everywhere for ticket in tickets)
         assert by_right > 20  # who looks for them finds them
         assert {"ValueError", "FileNotFoundError < ValueError", "SystemExit"} <= {
             record.get("error") for record in records
@@ -212,8 +223,8 @@ async def test_no_secret_shows_anywhere(fault: Fault) -> None:
         assert sum(record.get("code") == "INTERNAL" for record in records) >= 6
 
 
-async def use_rightly(replica: Replica) -> list[str]:
-    """What is meant to be kept, sent and answered."""
+async def use_rightly(replica: Replica) -> tuple[list[str], str]:
+    """What is meant to be kept, sent and answered; and the ticket that was issued for it."""
     user = SECRETS["user"]
     said = []
     token = {"Authorization": f"Bearer {SECRETS['service-token']}"}
@@ -224,9 +235,10 @@ async def use_rightly(replica: Replica) -> list[str]:
         said.append(answer.text)
         assert answer.json()["data"] == SECRETS["result"]
         issued = await http.post("/rpc/REGISTRY.issue_ticket", json={"user_id": user})
-        async with opened(replica, user, issued.json()["data"]["ticket"], f"&session_id={SECRETS['session']}"):
+        ticket = str(issued.json()["data"]["ticket"])
+        async with opened(replica, user, ticket, f"&session_id={SECRETS['session']}"):
             said.append((await http.get("/readyz")).text)
-    return said
+    return said, ticket
 
 
 @pytest.mark.fault(row=28)

@@ -44,6 +44,11 @@ class Credential:
             each = (re.escape(pattern).replace(r"\*", ".*") for pattern in self.patterns)
             object.__setattr__(self, "_allowed", re.compile("|".join(each) or r"(?!)"))
 
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether it may call everything, and so may see what runs: `/debug`."""
+        return self.patterns is None or "*" in self.patterns
+
     def allows(self, method: str) -> bool:
         return self._allowed is None or self._allowed.fullmatch(method) is not None
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from callboard.credentials import Credentials
-from callboard.errors import CallError, MethodNotFound, Unauthenticated
+from callboard.errors import CallError, MethodNotFound, PermissionDenied, Unauthenticated
 from callboard.hookspecs import HealthCheck
 from callboard.host import Host
 from callboard.lifecycle import Lifecycle
@@ -96,7 +96,8 @@ class Health:
     async def debug(self, request: Request) -> Response:
         if not self._host.settings.dev:
             try:
-                self._credentials.identify_request(request)
+                if not self._credentials.identify_request(request).is_unlimited:
+                    raise PermissionDenied
             except CallError as error:
                 return _refusal(error)
         names = list(self._checks)
@@ -124,7 +125,7 @@ class Health:
         token = self._host.settings.metrics_token
         if token is not None:
             given = request.headers.get("authorization", "").encode("latin-1", "replace")
-            if not hmac.compare_digest(given, b"Bearer " + token.reveal().encode()):
+            if not hmac.compare_digest(given, b"Bearer " + token.reveal().encode("utf-8", "surrogateescape")):
                 return _refusal(Unauthenticated())
         return Response(generate_latest(self._host.telemetry.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
