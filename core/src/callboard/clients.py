@@ -62,6 +62,19 @@ class PlainOrTlsConnection(Connection):
         if self._writer is not None:
             self._writer.transport.abort()
 
+    async def disconnect(
+        self,
+        nowait: bool = False,
+        error: Exception | None = None,
+        failure_count: int | None = None,
+        health_check_failed: bool = False,
+    ) -> None:
+        # redis-py closes politely what has failed: with TLS the socket then stays open for another 30 s, while a hung
+        # peer is asked for its part of the closing.
+        if nowait:
+            self.abort()
+        await super().disconnect(nowait, error, failure_count, health_check_failed)
+
     def write(self, data: bytes) -> None:
         if self._writer is None:
             raise redis.ConnectionError("The connection is closed.")
@@ -97,7 +110,6 @@ class Subscriber:
 
     async def close(self) -> None:
         """Drop it at once, unsent bytes included: the peer may be hung."""
-        self._connection.abort()
         await self._connection.disconnect(nowait=True)
 
     def send(self, *commands: tuple[str, str]) -> None:
