@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -340,6 +341,8 @@ async def test_a_killed_server_that_comes_back(own_valkey: ValkeyServer, recorde
         await eventually(lambda: len(one.heard) >= 2)
         assert one.ids() == ["before", "meanwhile"]
         assert one.gaps == 1
+        for name in ("gaps_total", "rebuilds_total", "up"):
+            assert recorded.metric(f"callboard_bus_{name}") == 1
     names = [line["event"] for line in recorded.lines() if line["event"].startswith("bus")]
     assert names == ["bus_up", "bus_down", "bus_up", "bus_gap"]
 
@@ -371,6 +374,32 @@ async def test_a_connection_that_the_server_drops(own_valkey: ValkeyServer) -> N
         assert one.ids() == ["1", "2", "3"]
 
 
+async def test_what_follows_a_gap_comes_after_it_is_told(own_valkey: ValkeyServer) -> None:
+    async with replica(on(own_valkey)) as one, replica(on(own_valkey)) as sender:
+        story: list[int | None] = []
+        one.bus.sink = lambda _, data: story.append(int(json.loads(data)["id"]))
+        one.bus.on_gap = lambda: story.append(None)
+        await asyncio.gather(*(one.bus.subscribe(f"user:{number}") for number in ("u", *range(200))))
+        await eventually(lambda: one.bus.state == "ok")
+
+        async def send() -> None:
+            for number in range(1_000_000):
+                await sender.bus.publish(event("u", id=str(number)))
+
+        def resumed(gaps: int) -> bool:
+            return story.count(None) == gaps and story[-1] is not None
+
+        sending = asyncio.create_task(send())
+        for turn in range(1, 6):
+            await one.connections.commands.client_kill_filter(_type="pubsub", skipme=True)
+            await eventually(partial(resumed, turn))
+        sending.cancel()
+        await asyncio.wait({sending})
+        missed = [later for before, later in pairwise(story) if before is not None and later not in (None, before + 1)]
+        assert missed == []
+        assert max(number for number in story if number is not None) >= sum(number is not None for number in story)
+
+
 async def test_a_subscriber_that_the_server_finds_too_slow(own_valkey: ValkeyServer) -> None:
     async with replica(on(own_valkey)) as one:
         await one.bus.subscribe("user:u")
@@ -383,8 +412,10 @@ async def test_a_subscriber_that_the_server_finds_too_slow(own_valkey: ValkeySer
         await eventually(lambda: one.heard)
 
 
-async def test_a_hung_server_is_noticed_by_the_probe_and_by_nothing_else(own_valkey: ValkeyServer) -> None:
-    async with replica(on(own_valkey)) as watched, replica(on(own_valkey), **NO_PROBE) as unwatched:
+async def test_a_hung_server_is_noticed_by_the_probe_and_by_nothing_else(
+    own_valkey: ValkeyServer, recorded: Recorded
+) -> None:
+    async with replica(on(own_valkey), recorded) as watched, replica(on(own_valkey), **NO_PROBE) as unwatched:
         for one in (watched, unwatched):
             await one.bus.subscribe("user:u")
         await eventually(lambda: watched.bus.state == unwatched.bus.state == "ok")
@@ -396,6 +427,8 @@ async def test_a_hung_server_is_noticed_by_the_probe_and_by_nothing_else(own_val
                 beats += 1
         assert beats > 10  # the loop lived on
         assert unwatched.bus.state == "ok"
+        assert recorded.metric("callboard_bus_probe_failures_total") == 1
+        assert recorded.metric("callboard_bus_up") == 0
         async with asyncio.timeout(3):
             with pytest.raises(Unavailable):
                 await watched.bus.publish(event("u"))

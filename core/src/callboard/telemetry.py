@@ -114,9 +114,15 @@ class Metrics:
             registry=r,
         )
         self.presence_users = Gauge("callboard_presence_users", "Users online on all replicas", registry=r)
+        self.bus_up = Gauge("callboard_bus_up", "1 while the bus's own probe comes back", registry=r)
         self.bus_probe_rtt = Gauge(
             "callboard_bus_probe_rtt_seconds", "Last round trip of the bus's own probe", registry=r
         )
+        self.bus_probe_failures = Counter(
+            "callboard_bus_probe_failures", "Probes that did not come back in time", registry=r
+        )
+        self.bus_rebuilds = Counter("callboard_bus_rebuilds", "Connections that replaced a lost one", registry=r)
+        self.bus_gaps = Counter("callboard_bus_gaps", "Times that events may have been missed", registry=r)
         self.event_loop_lag = Gauge(
             "callboard_event_loop_lag_seconds", "How late the event loop ran its last tick", registry=r
         )

@@ -4,8 +4,9 @@ The delivery promise. Redis diffuses and keeps nothing, so an event arrives
 
 - in order per channel, as far as its publisher awaited one `publish` before the next;
 - at most once: a PUBLISH is never sent again by itself, and events are lost while a replica has no connection;
-- never silently lost: after every reconnect `on_gap` is called, once all subscriptions stand again. Whoever listens
-  then reads the state anew (a sync), and is never wrong for longer than the connection was away.
+- never silently lost: after every reconnect `on_gap` is called, once all subscriptions stand again, and before anything
+  that the new connection brings. Whoever listens then reads the state anew (a sync), and is never wrong for longer than
+  the connection was away.
 
 A connection counts as good when the bus's own probe, a nonce published on a channel of this process the way events
 are, comes back the way events do. A server that answers on a connection which no longer gets any traffic is so found
@@ -37,6 +38,8 @@ MAX_EVENT_BYTES = 256 * 1024
 
 _TYPE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)+")
 _MAX_TYPE_LABELS = 200
+_MAX_EARLY_BYTES = 4 * 1024 * 1024
+"""What waits for the gap before it to be told; more is dropped, and the sync makes up for it."""
 _COMMANDS_PER_TURN = 1_000
 _FAULTS_OF_REDIS = (RedisError, OSError, Unavailable)
 
@@ -91,7 +94,10 @@ class Bus:
         self._subscriptions = Subscriptions()
         self._subscriber: Subscriber | None = None
         self._flush_is_due = False
+        self._connected_before = False
         self._missed = False
+        self._early: list[tuple[str, bytes]] | None = None
+        self._early_bytes = 0
         self._sink_failed = False
         self._types: set[str] = set()
         self._closing = False
@@ -242,8 +248,12 @@ class Bus:
         try:
             with redis_errors(self._connections):
                 await subscriber.connect()
+            if self._connected_before:
+                self._telemetry.metrics.bus_rebuilds.inc()
+            self._connected_before = True
             self._subscriber = subscriber
             self._subscriptions.begin()
+            self._early = [] if self._missed else None
             self._sink_failed = False
             self._flush()
             async with asyncio.TaskGroup() as tasks:
@@ -254,6 +264,8 @@ class Bus:
             self._missed = self._missed or self._subscriber is not None
             self._subscriber = None
             self._subscriptions.end()
+            for channel, _ in self._take_early():
+                self._count_dropped(channel, "gap")
             await subscriber.close()
 
     async def _read(self, subscriber: Subscriber) -> None:
@@ -268,14 +280,29 @@ class Bus:
         if channel == self._probe_channel:
             if self._echo is not None and not self._echo.done() and data == self._probe_nonce:
                 self._echo.set_result(None)
-            return
+        elif self._early is None:
+            self._hand_on(channel, data)
+        elif self._early_bytes + len(data) > _MAX_EARLY_BYTES:
+            self._count_dropped(channel, "gap")
+        else:
+            self._early.append((channel, data))
+            self._early_bytes += len(data)
+
+    def _hand_on(self, channel: str, data: bytes) -> None:
         try:
             self.sink(channel, data)
         except Exception:  # noqa: BLE001 - one message that cannot be delivered must not cost all sockets theirs
-            self._telemetry.metrics.events_dropped.labels(channel.partition(":")[0] + ":", "error").inc()
+            self._count_dropped(channel, "error")
             if not self._sink_failed:
                 self._sink_failed = True
                 self._log.exception("event_undelivered")
+
+    def _take_early(self) -> list[tuple[str, bytes]]:
+        early, self._early, self._early_bytes = self._early or [], None, 0
+        return early
+
+    def _count_dropped(self, channel: str, reason: str) -> None:
+        self._telemetry.metrics.events_dropped.labels(self.prefix_in(channel), reason).inc()
 
     def _take_answer(self, reply: Reply) -> None:
         refused = self._subscriptions.answered(reply)
@@ -289,6 +316,7 @@ class Bus:
                     await self._subscriptions.restored.wait()
                     rtt_s = await self._probe()
             except TimeoutError:
+                self._telemetry.metrics.bus_probe_failures.inc()
                 raise Silence(f"no answer to the probe within {self._probe_timeout_s:g} s") from None
             self._is_proved(rtt_s)
             await asyncio.sleep(self._probe_interval_s)
@@ -312,16 +340,21 @@ class Bus:
         self._telemetry.metrics.bus_probe_rtt.set(rtt_s)
         if self.state != "ok":
             self.state = "ok"
+            self._telemetry.metrics.bus_up.set(1)
             self._log.info("bus_up", rtt_ms=round(rtt_s * 1000, 1), mode=self._connections.mode)
         if self._missed:
             self._missed = False
             self._log.warning("bus_gap")
+            self._telemetry.metrics.bus_gaps.inc()
             self.on_gap()
+        for channel, data in self._take_early():
+            self._hand_on(channel, data)
 
     def _went_down(self, group: BaseExceptionGroup[Exception]) -> None:
         error = group.exceptions[0]
         if self.state != "down":
             self.state = "down"
+            self._telemetry.metrics.bus_up.set(0)
             if isinstance(error, Unavailable):
                 told: dict[str, Any] = {"reason": self._connections.last_error}
             elif isinstance(error, _FAULTS_OF_REDIS):
