@@ -77,6 +77,27 @@ async def test_a_throttle_counts_bytes(proxy: FaultProxy) -> None:
         assert time.monotonic() - began >= 0.2
 
 
+async def test_those_who_said_something_are_lost_alone_and_gone_when_they_leave(proxy: FaultProxy) -> None:
+    async with connected(proxy) as kept:
+        async with connected(proxy) as lost:
+            await lost.echo("mark")
+            await kept.ping()
+            proxy.lose(b"mark")
+            assert not await answers(lost)
+            assert await answers(kept)
+        await until_open(proxy, 1)
+    await until_open(proxy, 0)
+
+
+async def test_new_connections_go_where_they_are_sent(proxy: FaultProxy, own_valkey: ValkeyServer) -> None:
+    async with connected(proxy) as before:
+        await before.ping()
+        proxy.redirect(own_valkey.host, own_valkey.port)
+        async with connected(proxy) as after:
+            assert (await before.info("server"))["tcp_port"] != own_valkey.port
+            assert (await after.info("server"))["tcp_port"] == own_valkey.port
+
+
 async def test_a_black_hole_takes_old_and_new_connections(proxy: FaultProxy) -> None:
     async with connected(proxy) as old:
         assert await answers(old)

@@ -14,6 +14,7 @@ from .server import HOST
 
 _CHUNK_BYTES = 65_536
 _CHUNKS_UNDER_WAY = 256
+_REMEMBERED_BYTES = 4_096
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no time: close() sends RST
 
 
@@ -57,10 +58,17 @@ class FaultProxy:
         self._is_black_hole = True
         self.lose()
 
-    def lose(self) -> None:
-        """The present connections go half-open: they swallow everything. New ones work."""
+    def lose(self, who: bytes = b"") -> None:
+        """The present connections go half-open: they swallow everything. New ones work.
+
+        `who`: those alone whose client said this early on, within its first 4 KiB.
+        """
         for link in self._links:
-            link.lost = True
+            link.lost = link.lost or who in link.said
+
+    def redirect(self, host: str, port: int) -> None:
+        """New connections go to another server; open ones stay where they are."""
+        self._target = host, port
 
     def heal(self) -> None:
         """Black hole, latency and throttle end; connections that have swallowed something stay dead."""
@@ -152,6 +160,7 @@ class _Link:
         to_server: asyncio.StreamWriter,
     ) -> None:
         self.lost = False
+        self.said = bytearray()
         self.to_client = to_client
         self.task: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]  # we are in one
         self._proxy = proxy
@@ -180,6 +189,8 @@ class _Link:
         writing = asyncio.create_task(self._write(chunks, writer))
         try:
             while data := await reader.read(_CHUNK_BYTES):
+                if requests:
+                    self.said += data[: _REMEMBERED_BYTES - len(self.said)]
                 if requests and self._proxy.takes_the_reply_to(data):
                     self._drops_reply = True
                 if not requests and self._drops_reply:
@@ -187,6 +198,8 @@ class _Link:
                     raise ConnectionResetError
                 if not self.lost:
                     await chunks.put((asyncio.get_running_loop().time(), data))
+            if requests and self.lost:
+                raise ConnectionResetError  # nobody is left to whom this connection could be of use
             await chunks.put((0.0, b""))
             await writing
         except BaseException:
