@@ -9,7 +9,8 @@ from contextlib import AsyncExitStack
 import pytest
 from faults.calls import keyed_writes, reads
 from faults.ear import UNWATCHED, ear, eventually
-from faults.fleet import Fleet, Replica
+from faults.fleet import Fleet
+from faults.gauges import metric, syncs, until_bus
 from faults.page import Page
 from redis.asyncio import Redis
 
@@ -21,29 +22,6 @@ pytestmark = pytest.mark.anyio
 
 async def get(stock: Redis) -> object:
     return await stock.get("k")
-
-
-def syncs(page: Page) -> int:
-    return sum(event["type"] == "count.sync" for event in page.events)
-
-
-async def metric(replica: Replica, name: str) -> float:
-    """A sample without labels, as the replica tells it."""
-    text = (await replica.client.get("/metrics")).text
-    return float(next(line.split()[1] for line in text.splitlines() if line.startswith(f"{name} ")))
-
-
-async def bus_state(replica: Replica) -> str:
-    return str((await replica.client.get("/readyz")).json()["bus"])
-
-
-async def until_bus(replica: Replica, state: str, within_s: float = 30) -> float:
-    """Wait until the replica says that its bus is so; how many seconds that took."""
-    began = time.monotonic()
-    async with asyncio.timeout(within_s):
-        while await bus_state(replica) != state:
-            await asyncio.sleep(0.02)
-    return time.monotonic() - began
 
 
 @pytest.mark.fault(row=1)
