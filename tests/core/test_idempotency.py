@@ -236,6 +236,18 @@ async def _claimed_or_unknown(records: Idempotency, record: str) -> Claim | Stor
         return None
 
 
+async def test_a_claim_waits_for_redis_until_its_deadline(
+    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+    async with Connections(settings, recorded.telemetry, attempt_timeout_s=3_600, call_limit_s=3_600) as connections:
+        records = Idempotency(settings, connections, recorded.telemetry)
+        own_valkey.pause()
+        with pytest.raises(DeadlineExceeded):
+            await claim(records, new_id(), within_s=0.2)
+        own_valkey.resume()
+
+
 async def test_a_claim_that_redis_executes_late_does_not_block_the_key(
     own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
 ) -> None:

@@ -27,6 +27,8 @@ from callboard.telemetry import Telemetry, where_raised
 LEASE_TTL_S = 30.0
 MAX_ANSWER_BYTES = 256 * 1024
 _POLL_FIRST_S, _POLL_LAST_S = 0.02, 0.25
+_LAST_LOOK_S = 0.1
+"""A look that begins at the deadline may take this long: the answer may be there by then."""
 
 
 class StoredAnswer(msgspec.Struct, omit_defaults=True):
@@ -106,13 +108,18 @@ class Idempotency:
     async def claim(self, record: str, fingerprint: str, *, retry_safe: bool, deadline: float) -> Claim | StoredAnswer:
         """Take the call's lease, or wait for the running duplicate and return its answer.
 
-        Raises KeyReused, OutcomeUnknown (its owner died in the middle), DeadlineExceeded (the duplicate still runs at
-        `deadline`, a monotonic time), Unavailable (no Redis: a keyed write never runs unprotected).
+        Raises KeyReused, OutcomeUnknown (its owner died in the middle), DeadlineExceeded (the duplicate still runs, or
+        Redis has not answered, at `deadline`, a monotonic time), Unavailable (no Redis: a keyed write never runs
+        unprotected).
         """
         claim = Claim(record, new_id(), 0.0)
         pause = _POLL_FIRST_S
         while not self._stopping:
-            outcome, answer = await self._ask(claim, fingerprint, retry_safe=retry_safe)
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic()) + _LAST_LOOK_S):
+                    outcome, answer = await self._ask(claim, fingerprint, retry_safe=retry_safe)
+            except TimeoutError:
+                raise DeadlineExceeded from None
             if outcome == "claimed":
                 if self._stopping:
                     await self.forget(claim)
