@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.ear import UNWATCHED, Pulse, ear, eventually
+from faults.ear import UNWATCHED, Ear, Pulse, ear, eventually
 from faults.fleet import Address, Fleet
 from faults.gauges import metric, syncs, until_bus
 from faults.netns import Island
@@ -20,6 +20,7 @@ from faults.page import Page
 from redis.asyncio import Redis
 
 from callboard.clients import PlainOrTlsConnection, Subscriber
+from callboard.errors import Unavailable
 from callboard_local import FaultProxy, ValkeyServer
 from callboard_local.fault_figures import Fault
 from callboard_local.server import in_thread
@@ -27,6 +28,7 @@ from callboard_local.server import in_thread
 pytestmark = pytest.mark.anyio
 
 _TESTS = Path(__file__).parents[1]
+_IDLE = 40
 
 
 class Stock:
@@ -210,6 +212,31 @@ async def test_half_of_a_connection_is_lost(own_valkey: ValkeyServer, who: str, 
             assert detect_s <= 15
             # The control starves, and nobody tells it.
             assert (control.story, control.bus.state) == ([], "ok")
+
+
+@pytest.mark.fault(row=4, control="within")
+async def test_idle_connections_are_lost_with_the_bus(own_valkey: ValkeyServer, fault: Fault) -> None:
+    """What the silence of one connection says of its neighbours; the control's are not told."""
+    async with (
+        FaultProxy(own_valkey.host, own_valkey.port) as proxy,
+        ear(proxy) as one,
+        ear(proxy, **UNWATCHED) as control,
+    ):
+        for each in (one, control):
+            assert await failures(each) == 0
+        proxy.lose()
+        await eventually(lambda: one.gaps)
+        failed, control_failed = await failures(one), await failures(control)
+        fault.figure(idle=_IDLE, failed=failed, control_failed=control_failed)
+        assert failed == 0
+        assert control_failed > _IDLE / 2
+
+
+async def failures(one: Ear) -> int:
+    """How many of as many publishers at a time are refused."""
+    outcomes = await asyncio.gather(*(one.tell(str(number)) for number in range(_IDLE)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} <= {type(None), Unavailable}
+    return sum(outcome is not None for outcome in outcomes)
 
 
 @pytest.mark.fault(row=4, control="within")

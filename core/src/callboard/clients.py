@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Iterable
 from typing import Any, TypeAlias, cast
 
@@ -19,12 +20,21 @@ Reply: TypeAlias = "list[Any] | Exception"
 _READ_BYTES = 65_536
 
 
+class Trust:
+    """Shared by connections: what was last used before `since`, a monotonic time, may lead nowhere by now."""
+
+    def __init__(self) -> None:
+        self.since = 0.0
+
+
 class PlainOrTlsConnection(Connection):
     """redis-py's connection with one TLS context for all, and access to its stream."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, **options: Any) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None, trust: Trust | None = None, **options: Any) -> None:
         super().__init__(**options)
         self._tls = tls
+        self._trust = trust or Trust()
+        self._used_at = 0.0
 
     def _connection_arguments(self) -> dict[str, Any]:
         # redis-py's own TLS connection loads the authorities anew, 30 ms on the loop, for every connection, and trusts
@@ -32,11 +42,18 @@ class PlainOrTlsConnection(Connection):
         arguments = dict(super()._connection_arguments())
         return arguments if self._tls is None else {**arguments, "ssl": self._tls}
 
+    async def _connect(self) -> None:
+        self._used_at = time.monotonic()
+        await super()._connect()  # type: ignore[no-untyped-call]
+
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         # A connection that the server closed while it lay in the pool. redis-py's cluster client does not look, and a
         # command without a retry would fail.
-        if self._reader is not None and (self._reader.at_eof() or self._reader.exception() is not None):
+        if self._reader is not None and (
+            self._reader.at_eof() or self._reader.exception() is not None or self._used_at < self._trust.since
+        ):
             await self.disconnect(nowait=True)
+        self._used_at = time.monotonic()
         if self._writer is None:
             await self.connect_check_health(check_health=False)
         await self._send([command] if isinstance(command, bytes) else command)
@@ -166,15 +183,17 @@ class _Pipeline(Pipeline):
 
 
 class BoundedCluster(RedisCluster):
-    def __init__(self, bounds: Bounds, host: str, port: int, tls: ssl.SSLContext | None, **options: Any) -> None:
+    def __init__(
+        self, bounds: Bounds, host: str, port: int, tls: ssl.SSLContext | None, trust: Trust, **options: Any
+    ) -> None:
         # A node refuses, rather than waits, when all its connections are in use: the slots do the waiting.
         super().__init__(host, port, max_connections=bounds.slots + 8, **options)
         self._bounds = bounds
-        ours = {"connection_class": PlainOrTlsConnection, "tls": tls}
-        self.connection_kwargs.update(ours)
+        ours = {"tls": tls, "trust": trust}
+        self.connection_kwargs.update(ours, connection_class=PlainOrTlsConnection)
         for node in self.startup_nodes:
             node.connection_class = PlainOrTlsConnection
-            node.connection_kwargs["tls"] = tls
+            node.connection_kwargs.update(ours)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         return await self._bounds.run(super().execute_command, *args, **options)

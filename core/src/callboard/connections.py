@@ -26,7 +26,7 @@ from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from callboard.clients import BoundedCluster, BoundedRedis, Bounds, PlainOrTlsConnection, Subscriber
+from callboard.clients import BoundedCluster, BoundedRedis, Bounds, PlainOrTlsConnection, Subscriber, Trust
 from callboard.errors import ConfigurationError, Unavailable
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry, where_raised
@@ -95,6 +95,7 @@ class Connections:
         }
         if self._asked == "true" and self._db:
             raise ConfigurationError("LISTENERS_REDIS_DB must be 0 when LISTENERS_REDIS_CLUSTER is true")
+        self._trust = Trust()
         self._closing: dict[asyncio.Task[None], Redis] = {}
         self._rebuilt_at = 0.0
         self._use("plain" if self._asked != "true" else "cluster")
@@ -149,6 +150,13 @@ class Connections:
             return False  # none, or not ours to know: a MOVED would tell
         return True
 
+    def distrust(self) -> None:
+        """Redis was silent where it should not: what lies idle now is connected anew before its next use.
+
+        Else each such connection would cost a call its time-out, until the kernel has given it up (25 s).
+        """
+        self._trust.since = time.monotonic()
+
     def subscriber(self) -> Subscriber:
         """A fresh pub/sub connection, not yet open. In a cluster any node will do: PUBLISH reaches all of them."""
         host, port = self.host, self.port
@@ -171,7 +179,9 @@ class Connections:
         bounds = Bounds(self._call_limit_s, self._max_connections)
         retry = Retry(NoBackoff(), retries)
         if kind == "cluster":
-            clustered = BoundedCluster(bounds, self.host, self.port, self._tls, retry=retry, **self._options)
+            clustered = BoundedCluster(
+                bounds, self.host, self.port, self._tls, self._trust, retry=retry, **self._options
+            )
             return cast(Redis, clustered)
         pool = ConnectionPool(
             PlainOrTlsConnection,
@@ -179,6 +189,7 @@ class Connections:
             port=self.port,
             db=self._db,
             tls=self._tls,
+            trust=self._trust,
             retry=retry,
             **self._options,
         )

@@ -317,6 +317,7 @@ class Bus:
                     rtt_s = await self._probe()
             except TimeoutError:
                 self._telemetry.metrics.bus_probe_failures.inc()
+                self._connections.distrust()
                 raise Silence(f"no answer to the probe within {self._probe_timeout_s:g} s") from None
             self._is_proved(rtt_s)
             await asyncio.sleep(self._probe_interval_s)
