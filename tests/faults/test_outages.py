@@ -58,10 +58,12 @@ async def test_redis_is_killed_and_back_in_a_second(own_valkey: ValkeyServer, fa
         await asyncio.gather(*(each.until("OK") for each in writes))
         growing.cancel()
         await asyncio.wait({growing})
+        grown_at = time.monotonic()
         for number in range(10):
             final = await fleet.number(f"u{number}")
             for page in pages[2 * number : 2 * number + 2]:
                 await page.until(lambda page, final=final: page.number == final)  # type: ignore[misc]
+        caught_up_s = time.monotonic() - grown_at
         refused = [
             each for calls, start in zip(writes, began, strict=True) for each in calls.outcomes[start:]
             if each.code != "OK"
@@ -70,8 +72,8 @@ async def test_redis_is_killed_and_back_in_a_second(own_valkey: ValkeyServer, fa
         runs = [await fleet.executions(each.name) for each in acknowledged]
         adds = sum(len({e["id"] for e in page.events if e["type"] == "count.add"}) for page in pages)
         fault.figure(
-            lost=2 * told - adds, signalled=len(pages), signalled_s=signalled_s, refused=len(refused),
-            last_refusal_s=max(each.at for each in refused) - back_at,
+            lost=2 * told - adds, signalled=len(pages), signalled_s=signalled_s, caught_up_s=caught_up_s,
+            refused=len(refused), last_refusal_s=max(each.at for each in refused) - back_at,
             refusal_p99_s=max(each.took_s for each in refused),
         )  # fmt: skip
         assert {each.code for each in refused} == {"UNAVAILABLE"}

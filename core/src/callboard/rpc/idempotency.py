@@ -116,7 +116,7 @@ class Idempotency:
         pause = _POLL_FIRST_S
         while not self._stopping:
             try:
-                async with asyncio.timeout(max(0.0, deadline - time.monotonic()) + _LAST_LOOK_S):
+                async with asyncio.timeout(max(_LAST_LOOK_S, deadline - time.monotonic())):
                     outcome, answer = await self._ask(claim, fingerprint, retry_safe=retry_safe)
             except TimeoutError:
                 raise DeadlineExceeded from None
