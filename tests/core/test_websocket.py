@@ -768,6 +768,21 @@ async def test_the_heartbeat_registers_a_session_that_redis_lost(
         assert recorded.lines("task_failed") == []
 
 
+async def test_a_hurried_heartbeat_registers_what_redis_lost_at_once(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    async with (
+        replica(serve, make_settings(), recorded, heartbeat_interval_s=3_600) as desk,
+        desk.synced(session_id=f"tab-{new_id()}"),
+    ):
+        [session] = await desk.presence.list_sessions(desk.uid)
+        await desk.presence.unregister(session.session_id)
+        desk.gateway.hurry()
+        async with asyncio.timeout(20):
+            while not await desk.presence.list_sessions(desk.uid):
+                await asyncio.sleep(0.005)
+
+
 async def test_a_users_credential_takes_no_session_from_another(
     serve: Serve, make_settings: MakeSettings, recorded: Recorded
 ) -> None:

@@ -79,7 +79,7 @@ class Callboard:
         self.connections = Connections(settings, self.telemetry)
         self.bus = Bus(settings, self.connections, self.telemetry, self.plugins.channel_prefixes())
         self.hub = Hub(self.bus, self.telemetry)
-        self.bus.sink, self.bus.on_gap = self.hub.deliver, self.hub.gap
+        self.bus.sink, self.bus.on_gap = self.hub.deliver, self._catch_up
         self.presence = Presence(settings, self.connections, self.telemetry)
         self.listeners = Listeners(settings, self.telemetry, Leases(self.connections), self.presence, self.bus)
         self.idempotency = Idempotency(settings, self.connections, self.telemetry)
@@ -99,6 +99,12 @@ class Callboard:
         )  # fmt: skip
         self._compile()
         self.asgi = self._build_asgi()
+
+    def _catch_up(self) -> None:
+        """The bus is back after a gap: nobody waits for their next turn."""
+        self.hub.gap()
+        self.listeners.hurry()
+        self.websockets.hurry()
 
     def _interceptors(self) -> list[Interceptor]:
         given = [

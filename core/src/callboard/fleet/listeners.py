@@ -17,7 +17,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -80,6 +80,7 @@ class Listeners:
         self._gone_since: dict[str, float] = {}
         self._came: set[str] = set()
         self._somebody_came = asyncio.Event()
+        self._hurried, self._hurries = asyncio.Event(), 0
         self._loops: list[asyncio.Task[None]] = []
 
     def declare(self, namespace: str, service: Service) -> None:
@@ -340,9 +341,20 @@ class Listeners:
 
     # -- the loops ----------------------------------------------------------------------------------------------------
 
+    def hurry(self) -> None:
+        """Redis is back: leases are renewed now, mute listeners publish their syncs, what was lost is taken anew."""
+        self._hurries += 1
+        self._hurried.set()
+        self._hurried.clear()  # whoever waits has been woken
+
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        seen = self._hurries
         while True:
-            await asyncio.sleep(interval_s * random.uniform(0.8, 1))  # noqa: S311 - spreads replicas
+            if self._hurries == seen:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(interval_s * random.uniform(0.8, 1)):  # noqa: S311 - spreads replicas
+                        await self._hurried.wait()
+            seen = self._hurries
             await self._turn(work)
 
     async def _turn(self, work: Callable[..., Awaitable[None]], *args: object) -> None:

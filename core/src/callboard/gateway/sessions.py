@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from callboard.errors import AlreadyExists, Unavailable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _BEATS_AT_A_TIME = 200
 _REGISTRATIONS_AT_A_TIME = 16
+_HURRIED_PAUSE_S = 0.1
 
 T = TypeVar("T")
 
@@ -37,6 +39,7 @@ class Sessions:
         self._visits = visits
         self._heartbeat_interval_s = heartbeat_interval_s
         self._sockets: Counter[tuple[str, str]] = Counter()
+        self._hurried = asyncio.Event()
 
     def opened(self, visit: Visit) -> None:
         self._sockets[_key(visit)] += 1
@@ -62,16 +65,30 @@ class Sessions:
         except Unavailable:
             return  # the session ends by its TTL
 
+    def hurry(self) -> None:
+        """Redis is back, and may have forgotten who is here: the next heartbeat is due now."""
+        self._hurried.set()
+
     async def keep_alive(self) -> None:
         """For ever: a heartbeat for all sessions, spread over the interval."""
         while True:
+            hurried = self._hurried.is_set()
+            self._hurried.clear()
             visits = list({_key(visit): visit for visit in self._visits()}.values())
             some = list(batches(visits, _BEATS_AT_A_TIME))
+            pause_s = _HURRIED_PAUSE_S if hurried else self._heartbeat_interval_s / (len(some) or 2)
             for batch in some:
                 await self._beat(batch)
-                await asyncio.sleep(self._heartbeat_interval_s / len(some))
+                await self._pause(pause_s)
+                if self._hurried.is_set():
+                    break
             if not some:
-                await asyncio.sleep(self._heartbeat_interval_s / 2)
+                await self._pause(pause_s)
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurried.wait()
 
     async def _register(self, visit: Visit, *, move: bool = False) -> None:
         """Begin the session, or renew it; under a fresh id when this one is another user's and must not be moved."""

@@ -228,6 +228,10 @@ class WebSocketGateway:
         known = code in _STANDARD_CODES or code in REASONS
         self._telemetry.metrics.ws_closed.labels(str(int(code)) if known else "other").inc()
 
+    def hurry(self) -> None:
+        """Redis is back: the sessions of all sockets are looked after now."""
+        self._sessions.hurry()
+
     def _resync_delay_s(self) -> float:
         """After a gap all sockets need a sync at once; the source should not see them all in one moment."""
         return random.uniform(0, min(5.0, (len(self._open) - 1) / _RESYNCS_PER_S))  # noqa: S311 - jitter
