@@ -20,6 +20,7 @@ pytestmark = pytest.mark.anyio
 
 # Two keys of one slot. Harmless to repeat, like every script that is run this way.
 ADD = "redis.call('SADD', KEYS[1], ARGV[1]) redis.call('SET', KEYS[2], ARGV[1]) return {KEYS[1], ARGV[1]}"
+NAME = "return KEYS[1]"
 NUMBERS = range(40)
 
 
@@ -68,6 +69,23 @@ async def test_the_text_travels_once(own: Connections) -> None:
         assert await scripts.run_many(own, ADD, CALLS) == ANSWERS
         assert await scripts.run(own, ADD, keys_of(1), "value-1") == ANSWERS[1]
     assert await calls_of(own, "eval") == 1
+
+
+async def test_commands_ahead_go_in_the_same_pipeline(own: Connections, own_valkey: ValkeyServer) -> None:
+    ahead = [("SADD", "index", "a", "b"), ("INCR", "n")]
+    assert await scripts.run_many(own, ADD, CALLS, ahead=ahead) == [2, 1, *ANSWERS]
+    assert await scripts.run_many(own, ADD, CALLS, ahead=ahead) == [0, 2, *ANSWERS]  # told once, though taught before
+    assert await scripts.run_many(own, NAME, CALLS[:1], ahead=[("SET", "x", "y")]) == [True, b"{0}set"]
+    await own.commands.config_set("maxmemory", 1)
+    refused, answer = await scripts.run_many(own, NAME, CALLS[:1], ahead=[("SET", "x", "y")])
+    assert isinstance(refused, Unavailable)
+    assert answer == b"{0}set"
+    own_valkey.pause()
+    try:
+        unknown = await scripts.run_many(own, ADD, CALLS, ahead=ahead)
+    finally:
+        own_valkey.resume()
+    assert [type(answer) for answer in unknown] == [Unavailable] * (2 + len(CALLS))
 
 
 async def test_a_server_that_was_restarted_is_taught_the_script_again(

@@ -19,6 +19,7 @@ from callboard.errors import Unavailable
 Argument: TypeAlias = str | bytes | int
 Call: TypeAlias = tuple[Sequence[str | bytes], Sequence[Argument]]
 """A script's keys and its further arguments."""
+Command: TypeAlias = Sequence[Argument]
 
 
 async def run(connections: Connections, script: str, keys: Sequence[str | bytes], *args: Argument) -> Any:
@@ -29,9 +30,12 @@ async def run(connections: Connections, script: str, keys: Sequence[str | bytes]
         return await connections.commands.eval(script, len(keys), *keys, *args)
 
 
-async def run_many(connections: Connections, script: str, calls: Sequence[Call]) -> list[Any]:
+async def run_many(
+    connections: Connections, script: str, calls: Sequence[Call], *, ahead: Sequence[Command] = ()
+) -> list[Any]:
     """Run a script on many keys, of any slots, in one pipeline: the answers in order.
 
+    Commands `ahead` of them go in the same pipeline, and their answers come first; they too are harmless to repeat.
     Where an answer is not known, Unavailable stands in its place: of a cluster's nodes, one may be away. A few hundred
     at a time keep the event loop for a few milliseconds.
     """
@@ -39,16 +43,16 @@ async def run_many(connections: Connections, script: str, calls: Sequence[Call])
         return []
     try:
         with redis_errors(connections):
-            answers = await _pipelined(connections, ("EVALSHA", _digest(script)), calls, raise_on_error=False)
+            by_digest = [*ahead, *_commands(("EVALSHA", _digest(script)), calls)]
+            answers = await _pipelined(connections, by_digest, raise_on_error=False)
     except Unavailable as error:
-        return [error] * len(calls)
+        return [error] * (len(ahead) + len(calls))
     if failed := [number for number, answer in enumerate(answers) if isinstance(answer, Exception)]:
         # Once more, with the text. What fails again is raised, which makes the client look where the nodes are.
+        by_text = [*ahead, *_commands(("EVAL", script), calls)]
         try:
             with redis_errors(connections):
-                again = await _pipelined(
-                    connections, ("EVAL", script), [calls[number] for number in failed], raise_on_error=True
-                )
+                again = await _pipelined(connections, [by_text[number] for number in failed], raise_on_error=True)
         except Unavailable as error:
             again = [error] * len(failed)
         for number, answer in zip(failed, again, strict=True):
@@ -65,13 +69,15 @@ async def run_all(connections: Connections, script: str, calls: Sequence[Call]) 
     return answers
 
 
-async def _pipelined(
-    connections: Connections, how: tuple[str, str], calls: Sequence[Call], *, raise_on_error: bool
-) -> list[Any]:
+def _commands(how: tuple[str, str], calls: Sequence[Call]) -> list[Command]:
+    return [(*how, len(keys), *keys, *args) for keys, args in calls]
+
+
+async def _pipelined(connections: Connections, commands: Sequence[Command], *, raise_on_error: bool) -> list[Any]:
     pipeline: Any = connections.commands.pipeline(transaction=False)
-    for keys, args in calls:
+    for command in commands:
         # Not `pipeline.evalsha`, which redis-py refuses in a cluster: a node may lack the script. It is taught it here.
-        pipeline.execute_command(*how, len(keys), *keys, *args)
+        pipeline.execute_command(*command)
     answers: list[Any] = await pipeline.execute(raise_on_error)
     return answers
 
