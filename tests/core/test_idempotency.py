@@ -11,10 +11,12 @@ from support import MakeSettings, Recorded
 from callboard.connections import Connections
 from callboard.errors import DeadlineExceeded, KeyReused, OutcomeUnknown, Unavailable
 from callboard.messages import Call, ErrorBody, new_id
-from callboard.rpc.idempotency import MAX_ANSWER_BYTES, Claim, Idempotency, StoredAnswer, fingerprint_of, record_of
+from callboard.rpc.idempotency import MAX_ANSWER_BYTES, Idempotency, StoredAnswer, fingerprint_of, record_of
+from callboard.rpc.records import Claim
 from callboard_local import ValkeyServer
 
 pytestmark = pytest.mark.anyio
+UNKNOWN = ErrorBody("ABORTED", OutcomeUnknown().message, details={"outcome": "unknown"})
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ async def brief(make_settings: MakeSettings, connections: Connections, recorded:
 @pytest.fixture
 async def kept(make_settings: MakeSettings, connections: Connections, recorded: Recorded) -> AsyncIterator[Idempotency]:
     """As brief, with its keeper running: an owner that lives."""
-    async with Idempotency(make_settings(), connections, recorded.telemetry, lease_ttl_s=0.3) as opened:
+    async with Idempotency(make_settings(), connections, recorded.telemetry, lease_ttl_s=1.5) as opened:
         yield opened
 
 
@@ -39,6 +41,12 @@ async def claim(
     records: Idempotency, record: str, fingerprint: str = "f", *, retry_safe: bool = False, within_s: float = 5
 ) -> Claim | StoredAnswer:
     return await records.claim(record, fingerprint, retry_safe=retry_safe, deadline=time.monotonic() + within_s)
+
+
+async def said(records: Idempotency, record: str, fingerprint: str = "f") -> bytes:
+    stored = await claim(records, record, fingerprint)
+    assert isinstance(stored, StoredAnswer)
+    return bytes(stored.data)  # type: ignore[arg-type]
 
 
 async def owned(records: Idempotency, record: str) -> Claim:
@@ -128,25 +136,136 @@ async def test_a_dead_owner_leaves_an_unknown_outcome(brief: Idempotency, connec
     assert await connections.commands.pttl(f"callboard:idem:{record}") > 0
 
 
-async def test_a_dead_owners_retry_safe_call_runs_again(brief: Idempotency, connections: Connections) -> None:
+async def test_what_was_told_of_a_dead_owner_stays_so_when_it_wakes_up(
+    brief: Idempotency, records: Idempotency, connections: Connections, recorded: Recorded
+) -> None:
     record = new_id()
-    late = await owned(brief, record)
+    paused = await owned(brief, record)
+    await brief.begin(paused)
     await until_expired(connections, record)
-    again = await claim(brief, record, retry_safe=True)
-    assert isinstance(again, Claim)
-    await brief.finish(late, StoredAnswer(True, data=Raw(b'"late"')))  # not the owner's any more: not stored
-    await brief.finish(again, StoredAnswer(True, data=Raw(b'"again"')))
-    stored = await claim(brief, record)
+    with pytest.raises(OutcomeUnknown):
+        await claim(records, record)
+    await brief._renew([paused])  # its keeper wakes up first
+    assert recorded.metric("callboard_idempotency_total", outcome="lease_lost") == 1
+    stands = await brief.finish(paused, StoredAnswer(True, data=Raw(b'"mine"')))
+    assert (stands.ok, stands.error) == (False, UNKNOWN)
+    stored = await claim(records, record)
     assert isinstance(stored, StoredAnswer)
-    assert bytes(stored.data) == b'"again"'  # type: ignore[arg-type]
+    assert stored.error == UNKNOWN
+
+
+async def test_an_owner_that_wakes_up_before_anybody_asked_stores_its_answer(
+    brief: Idempotency, records: Idempotency, connections: Connections
+) -> None:
+    record = new_id()
+    paused = await owned(brief, record)
+    await until_expired(connections, record)
+    answer = StoredAnswer(True, data=Raw(b'"mine"'))
+    assert await brief.finish(paused, answer) is answer
+    assert await said(records, record) == b'"mine"'
+
+
+async def test_a_dead_owners_retry_safe_call_runs_again_and_its_answer_is_everyones(
+    brief: Idempotency, records: Idempotency, connections: Connections
+) -> None:
+    record = new_id()
+    paused = await owned(brief, record)
+    await until_expired(connections, record)
+    again = await claim(records, record, retry_safe=True)
+    assert isinstance(again, Claim)
+    woken = asyncio.create_task(brief.finish(paused, StoredAnswer(True, data=Raw(b'"paused"'))))
+    await asyncio.wait({woken}, timeout=0.1)
+    assert not woken.done()  # what will be told of this key is the other's to say
+    await records.finish(again, StoredAnswer(True, data=Raw(b'"again"')))
+    assert bytes((await woken).data) == b'"again"'  # type: ignore[arg-type]
+    assert await said(records, record) == b'"again"'
+
+
+async def test_of_two_owners_whose_leases_both_lapsed_the_first_to_end_is_heard(
+    brief: Idempotency, connections: Connections
+) -> None:
+    record = new_id()
+    first = await owned(brief, record)
+    await until_expired(connections, record)
+    second = await claim(brief, record, retry_safe=True)
+    assert isinstance(second, Claim)
+    await until_expired(connections, record)
+    await brief.finish(first, StoredAnswer(True, data=Raw(b'"first"')))
+    stands = await brief.finish(second, StoredAnswer(True, data=Raw(b'"second"')))
+    assert bytes(stands.data) == b'"first"'  # type: ignore[arg-type]
+
+
+async def test_whoever_waits_for_anothers_answer_is_let_go_when_the_service_stops(
+    brief: Idempotency, records: Idempotency, connections: Connections
+) -> None:
+    record = new_id()
+    paused = await owned(brief, record)
+    await until_expired(connections, record)
+    assert isinstance(await claim(records, record, retry_safe=True), Claim)
+    woken = asyncio.create_task(brief.finish(paused, StoredAnswer(True, data=Raw(b"1"))))
+    await asyncio.wait({woken}, timeout=0.1)
+    brief.stop_claiming()
+    with pytest.raises(OutcomeUnknown):
+        await woken
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_call_that_waited_longer_than_its_lease_begins_only_if_nobody_was_told(
+    brief: Idempotency, records: Idempotency, connections: Connections, told: bool
+) -> None:
+    record = new_id()
+    waited = await owned(brief, record)
+    await until_expired(connections, record)
+    if not told:
+        await brief.begin(waited)
+        with pytest.raises(DeadlineExceeded):
+            await claim(records, record, within_s=0)
+        return
+    with pytest.raises(OutcomeUnknown):
+        await claim(records, record)
+    with pytest.raises(Unavailable):
+        await brief.begin(waited)
+    await brief.forget(waited)
+    assert isinstance(await claim(records, record), StoredAnswer)  # as it was told
+
+
+async def test_a_record_that_redis_lost_in_the_middle_is_made_anew(
+    brief: Idempotency, records: Idempotency, connections: Connections
+) -> None:
+    kept, ended, given_up = new_id(), new_id(), new_id()
+    claims = [await owned(records, record) for record in (kept, ended, given_up)]
+    for begun in claims[:2]:
+        await records.begin(begun)
+    await connections.commands.delete(*(f"callboard:idem:{record}" for record in (kept, ended, given_up)))
+
+    await records._renew([claims[0], claims[2]])
+    with pytest.raises(DeadlineExceeded):
+        await claim(records, kept, within_s=0)
+    await records.finish(claims[1], StoredAnswer(True, data=Raw(b"1")))
+    assert await said(records, ended) == b"1"
+    assert isinstance(await claim(records, given_up), Claim)
+
+
+async def test_a_lost_record_that_other_arguments_took_is_left_alone(
+    records: Idempotency, connections: Connections
+) -> None:
+    record = new_id()
+    lost = await owned(records, record)
+    await connections.commands.delete(f"callboard:idem:{record}")
+    other = await claim(records, record, "other")
+    assert isinstance(other, Claim)
+    answer = StoredAnswer(True, data=Raw(b"1"))
+    assert await records.finish(lost, answer) is answer
+    await records.finish(other, StoredAnswer(True, data=Raw(b"2")))
+    assert await said(records, record, "other") == b"2"
 
 
 async def test_a_living_owner_keeps_its_lease(kept: Idempotency, connections: Connections) -> None:
     record = new_id()
     await owned(kept, record)
     first = int(await connections.commands.hget(f"callboard:idem:{record}", "expires") or 0)
-    with pytest.raises(DeadlineExceeded):  # it outlives three leases: never unknown, never run again
-        await claim(kept, record, within_s=1.0)
+    with pytest.raises(DeadlineExceeded):  # it outlives its lease: never unknown, never run again
+        await claim(kept, record, within_s=3.5)
     assert int(await connections.commands.hget(f"callboard:idem:{record}", "expires") or 0) > first
 
 
@@ -173,9 +292,9 @@ async def test_the_sweep_settles_what_dead_owners_left(brief: Idempotency, conne
 async def test_a_repeated_claim_and_finish_are_harmless(records: Idempotency, connections: Connections) -> None:
     """A lost reply makes the client send a script twice."""
     record = new_id()
+    mine = Claim(record, "me", "f")
     for _ in range(2):
-        assert await records._records.claim(record, "me", "f", retry_safe=False) == ("claimed", None)
-    mine = Claim(record, "me", time.monotonic())
+        assert await records._records.claim(mine, retry_safe=False) == ("claimed", None)
     await records.finish(mine, StoredAnswer(True, data=Raw(b"1")))
     await records.finish(mine, StoredAnswer(True, data=Raw(b"2")))
     stored = await claim(records, record)
@@ -221,9 +340,9 @@ async def test_an_answer_that_redis_could_not_take_is_stored_when_it_is_back(
         finally:
             own_valkey.resume()
         async with asyncio.timeout(10):
-            while not isinstance(stored := await _claimed_or_unknown(records, finished), StoredAnswer):
+            # Whoever asked in between was told "unknown", or still is: the answer that its caller has had wins.
+            while not (isinstance(stored := await _claimed_or_unknown(records, finished), StoredAnswer) and stored.ok):
                 await asyncio.sleep(0.02)
-            assert stored.ok
             while not isinstance(await _claimed_or_unknown(records, forgotten), Claim):
                 await asyncio.sleep(0.02)
 
@@ -276,11 +395,14 @@ async def test_the_end_of_a_lost_claim_leaves_the_next_one_alone(
     first = await owned(records, record)
     await connections.commands.delete(f"callboard:idem:{record}")  # a failover that forgot it
     second = await owned(records, record)
-    await records.finish(first, StoredAnswer(True, data=Raw(b"1")))
-    assert list(records._held.values()) == [second]
+    late = asyncio.create_task(records.finish(first, StoredAnswer(True, data=Raw(b"1"))))
+    while list(records._held.values()) != [second]:
+        await asyncio.wait({late}, timeout=0.01)
     assert await connections.commands.zscore("callboard:idem-running", record) is not None
     with pytest.raises(DeadlineExceeded):
         await claim(records, record, within_s=0)
+    await records.finish(second, StoredAnswer(True, data=Raw(b"2")))
+    assert bytes((await late).data) == b"2"  # type: ignore[arg-type]
 
 
 async def test_replays_leave_the_index_with_the_next_sweep(brief: Idempotency, connections: Connections) -> None:

@@ -1,7 +1,11 @@
 """A retry gets the first call's answer, and the work happens once (CONTRACT, Idempotency).
 
-`claim` gives the right to run a call, or the answer of the one that ran; `finish` and `forget` end a claim. Between
-them the keeper renews the leases of long calls. What could not be told to Redis is told again until it is answered.
+`claim` gives the right to run a call, or the answer of the one that ran; `begin` makes sure of it right before the
+method runs; `finish` and `forget` end a claim. Between them the keeper renews the leases of long calls. What could not
+be told to Redis is told again until it is answered.
+
+One key, one answer: the record's. A replica that was paused beyond its lease may find, when it is done, that others
+were told "unknown", or ran the call again; then its own caller is told the same as they.
 
 The promise ends where Redis forgets: a finished record that is evicted or lost in a failover lets a retry run again.
 What moves money relies on a durable record of its own.
@@ -18,9 +22,9 @@ import msgspec
 from msgspec import Raw
 
 from callboard.connections import Connections
-from callboard.errors import DeadlineExceeded, KeyReused, OutcomeUnknown, Unavailable
-from callboard.messages import Call, ErrorBody, encode_canonical, new_id
-from callboard.rpc.records import Outcome, Records
+from callboard.errors import CallError, DeadlineExceeded, KeyReused, OutcomeUnknown, Unavailable
+from callboard.messages import Call, ErrorBody, Reply, encode_canonical, new_id
+from callboard.rpc.records import Claim, Claimed, Ended, Records
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry, where_raised
 
@@ -29,6 +33,7 @@ MAX_ANSWER_BYTES = 256 * 1024
 _POLL_FIRST_S, _POLL_LAST_S = 0.02, 0.25
 _LAST_LOOK_S = 0.1
 """A look that begins at the deadline may take this long: the answer may be there by then."""
+_TELL_AGAIN_S = 0.5
 
 
 class StoredAnswer(msgspec.Struct, omit_defaults=True):
@@ -43,13 +48,8 @@ class StoredAnswer(msgspec.Struct, omit_defaults=True):
 _answer_decoder = msgspec.json.Decoder(StoredAnswer)
 
 
-@dataclass(slots=True, eq=False)
-class Claim:
-    """This replica runs the call; `owner`, made for this claim alone, proves it."""
-
-    record: str
-    owner: str
-    renewed_at: float
+def stored_error(error: CallError) -> StoredAnswer:
+    return StoredAnswer(False, error=Reply.failure(error).error)
 
 
 @dataclass(slots=True)
@@ -58,6 +58,8 @@ class _Ending:
 
     claim: Claim
     answer: bytes | None = None
+    told: bool = False
+    """Its caller has the answer already: Redis was away."""
     times: int = 1
     """How often Redis must have answered: a claim whose reply never came may still be on its way, and arrive later."""
 
@@ -80,7 +82,10 @@ class Idempotency:
     def __init__(
         self, settings: Settings, connections: Connections, telemetry: Telemetry, *, lease_ttl_s: float = LEASE_TTL_S
     ) -> None:
-        self._records = Records(connections, lease_ttl_s=lease_ttl_s, record_ttl_s=settings.idempotency_ttl_s)
+        self._records = Records(
+            connections, lease_ttl_s=lease_ttl_s, record_ttl_s=settings.idempotency_ttl_s,
+            unknown_answer=msgspec.json.encode(stored_error(OutcomeUnknown())),
+        )  # fmt: skip
         self._log = telemetry.log
         self._outcomes = telemetry.metrics.idempotency
         self._lease_ttl_s = lease_ttl_s
@@ -112,12 +117,12 @@ class Idempotency:
         Redis has not answered, at `deadline`, a monotonic time), Unavailable (no Redis: a keyed write never runs
         unprotected).
         """
-        claim = Claim(record, new_id(), 0.0)
+        claim = Claim(record, new_id(), fingerprint)
         pause = _POLL_FIRST_S
         while not self._stopping:
             try:
                 async with asyncio.timeout(max(_LAST_LOOK_S, deadline - time.monotonic())):
-                    outcome, answer = await self._ask(claim, fingerprint, retry_safe=retry_safe)
+                    outcome, answer = await self._ask(claim, retry_safe=retry_safe)
             except TimeoutError:
                 raise DeadlineExceeded from None
             if outcome == "claimed":
@@ -144,56 +149,84 @@ class Idempotency:
             pause = min(pause * 1.5, _POLL_LAST_S)
         raise Unavailable("This replica is stopping.")
 
-    async def _ask(self, claim: Claim, fingerprint: str, *, retry_safe: bool) -> tuple[Outcome, bytes | None]:
+    async def _ask(self, claim: Claim, *, retry_safe: bool) -> tuple[Claimed, bytes | None]:
         claim.renewed_at = time.monotonic()
         try:
-            return await self._records.claim(claim.record, claim.owner, fingerprint, retry_safe=retry_safe)
+            return await self._records.claim(claim, retry_safe=retry_safe)
         except BaseException:
             # Redis may have the request all the same, and answer nobody: what it then claims must not block the key.
             self._delayed[claim.owner] = _Ending(claim, times=2)
             raise
 
-    async def finish(self, claim: Claim, answer: StoredAnswer) -> None:
-        """Store the outcome for retries; one over 256 KiB is kept as "done, answer not kept".
+    async def begin(self, claim: Claim) -> None:
+        """The method runs next. Unavailable, and it must not, when the call waited so long that its lease was lost."""
+        if not self._is_firm(claim):
+            await self._renew([claim])
+            if not self._is_firm(claim):
+                raise Unavailable("The call waited too long for its turn.")
+        claim.began = True
+
+    def _is_firm(self, claim: Claim) -> bool:
+        """As of leases: a process that was paused wakes up with one that is not, before another can have taken it."""
+        return time.monotonic() - claim.renewed_at < self._lease_ttl_s * 2 / 3
+
+    async def finish(self, claim: Claim, answer: StoredAnswer) -> StoredAnswer:
+        """Store the outcome for retries; one over 256 KiB is kept as "done, answer not kept". Returns what stands.
+
+        That is `answer`, unless the lease was lost and others were told something else, or run the call again: then it
+        is theirs, which is waited for. OutcomeUnknown when the service stops meanwhile.
 
         Without Redis it is stored as soon as that is back: what the method did is done, and its caller is told so.
         """
         text = msgspec.json.encode(answer)
         if len(text) > MAX_ANSWER_BYTES:
             text = msgspec.json.encode(StoredAnswer(answer.ok, kept=False))
-        await self._end(_Ending(claim, text))
+        pause = _POLL_FIRST_S
+        while True:
+            ended = await self._end(_Ending(claim, text))
+            if ended is None or ended.outcome in ("stored", "reused"):  # reused: the record is of another call by now
+                return answer
+            if ended.answer is not None:
+                return _answer_decoder.decode(ended.answer)
+            if self._stopping:
+                raise OutcomeUnknown
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _POLL_LAST_S)
 
     async def forget(self, claim: Claim) -> None:
         """The method never began: a retry starts afresh."""
         await self._end(_Ending(claim))
 
-    async def _end(self, ending: _Ending) -> bool:
-        """Tell Redis; False when it could not be told, and the keeper will."""
+    async def _end(self, ending: _Ending) -> Ended | None:
+        """Tell Redis; None when it could not be told, and the keeper will."""
         claim = ending.claim
         self._delayed[claim.owner] = ending
         try:
             if ending.answer is None:
-                done = await self._records.forget(claim.record, claim.owner)
+                ended = await self._records.forget(claim)
             else:
-                done = await self._records.finish(claim.record, claim.owner, ending.answer)
+                ended = await self._records.finish(claim, ending.answer, told=ending.told)
         except Unavailable:
-            return False
+            ending.told = True
+            return None
         ending.times -= 1
         if ending.times <= 0:
             self._delayed.pop(claim.owner, None)
         if self._held.pop(claim.owner, None):
-            stored = "released" if ending.answer is None else "stored"
-            self._outcomes.labels(stored if done else "lease_lost").inc()
-        return True
+            as_meant = ended.outcome in ("stored", "released")
+            self._outcomes.labels(ended.outcome if as_meant else "lease_lost").inc()
+        return ended
 
     async def _keep(self) -> None:
         """Renew the leases of long calls, tell Redis what it missed, settle the records of owners that died."""
         sweep_at = 0.0
         while True:
-            await asyncio.sleep(self._lease_ttl_s / 6)
+            pause = self._lease_ttl_s / 6
+            # What was not told is told as soon as Redis is back, before a retry finds the lease expired.
+            await asyncio.sleep(min(pause, _TELL_AGAIN_S) if self._delayed else pause)
             try:
-                await self._renew_due()
                 await self._end_delayed()
+                await self._renew_due()
                 if time.monotonic() >= sweep_at:
                     sweep_at = time.monotonic() + self._lease_ttl_s
                     await self._records.sweep()
@@ -204,16 +237,21 @@ class Idempotency:
 
     async def _end_delayed(self) -> None:
         for ending in list(self._delayed.values()):
-            if not await self._end(ending):
+            if await self._end(ending) is None:
                 return  # Redis is still away
 
     async def _renew_due(self) -> None:
         now = time.monotonic()
         due = [claim for claim in self._held.values() if now - claim.renewed_at > self._lease_ttl_s / 3]
-        if not due:
-            return
-        for claim, renewed in zip(due, await self._records.renew([(c.record, c.owner) for c in due]), strict=True):
+        if due:
+            await self._renew(due)
+
+    async def _renew(self, claims: list[Claim]) -> None:
+        now = time.monotonic()
+        for claim, renewed in zip(claims, await self._records.renew(claims), strict=True):
+            if isinstance(renewed, Unavailable):
+                continue  # not known; asked again
             if renewed:
                 claim.renewed_at = now
-            else:
-                self._held.pop(claim.owner, None)
+            elif self._held.pop(claim.owner, None):
+                self._outcomes.labels("lease_lost").inc()

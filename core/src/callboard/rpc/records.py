@@ -5,6 +5,11 @@ A record is a Redis hash, a lease while the call runs and an answer afterwards:
     owner, expires, fence   the lease; no Redis TTL, so that eviction cannot free it
     fingerprint             SHA-256 of the arguments: the same key with others is refused
     answer                  the stored reply, once there is one; from then on the record has a Redis TTL
+    finisher                who stored it; nobody where a dead owner's outcome was told as unknown
+
+What one caller was told, every other one is told: an owner that wakes up after its lease reads the answer there instead
+of writing its own. Only "unknown" gives way, to an answer that a caller has already had while Redis was away. A record
+that Redis lost in the middle of a call is made anew by its owner.
 
 `callboard:idem-running` indexes the records that may be running, by the time their lease is worth a look: the sweep
 finds there what dead owners left. Every script may be repeated with the same owner: a lost reply is asked for again.
@@ -13,16 +18,19 @@ finds there what dead owners left. Every script may be repeated with the same ow
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from callboard.connections import Connections, redis_errors
-from callboard.fleet import leases
+from callboard.errors import Unavailable
+from callboard.fleet import leases, scripts
 
-Outcome = Literal["claimed", "running", "done", "reused", "unknown"]
+Claimed = Literal["claimed", "running", "done", "reused", "unknown"]
 _PREFIX = "callboard:idem:"
 _RUNNING = "callboard:idem-running"
 
-# KEYS[1] record; ARGV owner, lease TTL ms, fingerprint, retry_safe 0|1, record TTL ms
+# KEYS[1] record; ARGV owner, lease TTL ms, fingerprint, retry_safe 0|1, record TTL ms, what is told of a dead owner
 _CLAIM = (
     leases.LUA
     + """
@@ -32,7 +40,9 @@ if r[2] then return {'done', r[2]} end
 if r[3] and r[3] ~= ARGV[1] then
   if tonumber(r[4]) > now_ms() then return {'running'} end
   if ARGV[4] == '0' then
-    if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[5]) end
+    redis.call('HSET', KEYS[1], 'answer', ARGV[6])
+    redis.call('HDEL', KEYS[1], 'owner', 'expires')
+    redis.call('PEXPIRE', KEYS[1], ARGV[5])
     return {'unknown'}
   end
 end
@@ -42,26 +52,35 @@ return {'claimed'}
 """
 )
 
-# KEYS[1] record; ARGV owner, answer, record TTL ms. 1: stored, now or before by this owner; 0: not the owner's
-_FINISH = """
-local r = redis.call('HMGET', KEYS[1], 'owner', 'finisher')
-if r[2] == ARGV[1] then return 1 end
-if r[1] ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'answer', ARGV[2], 'finisher', ARGV[1])
+# KEYS[1] record; ARGV owner, answer, record TTL ms, fingerprint, told 0|1. Stored, now or before by this owner, or what
+# stands there instead: the answer of another, the run of another, a call with other arguments.
+_FINISH = (
+    leases.LUA
+    + """
+local r = redis.call('HMGET', KEYS[1], 'finisher', 'fingerprint', 'answer', 'owner', 'expires')
+if r[1] == ARGV[1] then return {'stored'} end
+if r[2] and r[2] ~= ARGV[4] then return {'reused'} end
+if r[3] and (r[1] or ARGV[5] == '0') then return {'done', r[3]} end
+if r[4] and r[4] ~= ARGV[1] and tonumber(r[5]) > now_ms() then return {'running'} end
+redis.call('HSET', KEYS[1], 'answer', ARGV[2], 'finisher', ARGV[1], 'fingerprint', ARGV[4])
 redis.call('HDEL', KEYS[1], 'owner', 'expires')
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return 1
+return {'stored'}
 """
+)
 
 # KEYS[1] record; ARGV owner. The call never began: a retry starts afresh.
 _FORGET = "if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
-# KEYS[1] record; ARGV owner, lease TTL ms
+# KEYS[1] record; ARGV owner, lease TTL ms, fingerprint, began 0|1. A lease that Redis lost is taken anew once the
+# method has begun; before that it may be gone because the call was given up.
 _RENEW = (
     leases.LUA
     + """
-if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 0 end
+local r = redis.call('HMGET', KEYS[1], 'owner', 'answer')
+if r[2] or (r[1] or ARGV[4] == '0') and r[1] ~= ARGV[1] then return 0 end
 lease_take(KEYS[1], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[1], 'fingerprint', ARGV[3])
 return 1
 """
 )
@@ -79,69 +98,102 @@ return 1
 )
 
 
+@dataclass(slots=True, eq=False)
+class Claim:
+    """This replica runs the call; `owner`, made for this claim alone, proves it."""
+
+    record: str
+    owner: str
+    fingerprint: str
+    renewed_at: float = 0.0
+    began: bool = False
+    """The method runs, or did: its outcome counts even where Redis has lost the record."""
+
+
+class Ended(NamedTuple):
+    """How a claim ended, `stored` or `released`; or what stands there instead, `done` with its answer."""
+
+    outcome: Literal["stored", "released", "running", "done", "reused", "lost"]
+    answer: bytes | None = None
+
+
 class Records:
     """Every method raises Unavailable when Redis cannot serve."""
 
-    def __init__(self, connections: Connections, *, lease_ttl_s: float, record_ttl_s: float) -> None:
+    def __init__(
+        self, connections: Connections, *, lease_ttl_s: float, record_ttl_s: float, unknown_answer: bytes
+    ) -> None:
+        """`unknown_answer` is stored, once it is told, where an owner died in the middle."""
         self._connections = connections
         self._lease_ttl_s = lease_ttl_s
         self._lease_ms = int(lease_ttl_s * 1000)
         self._record_ms = int(record_ttl_s * 1000)
+        self._unknown_answer = unknown_answer
 
-    async def claim(
-        self, record: str, owner: str, fingerprint: str, *, retry_safe: bool
-    ) -> tuple[Outcome, bytes | None]:
-        """Take the lease for `owner` where there is none; the stored answer comes with `done`."""
+    async def claim(self, claim: Claim, *, retry_safe: bool) -> tuple[Claimed, bytes | None]:
+        """Take the lease where there is none; the stored answer comes with `done`."""
+        args = (claim.fingerprint, int(retry_safe), self._record_ms, self._unknown_answer)
+        # The index comes first: a record that is claimed but not in it would never be swept.
+        indexed, answer = await scripts.run_many(
+            self._connections, _CLAIM, [self._call(claim, self._lease_ms, *args)], ahead=[self._index(claim)]
+        )
+        if isinstance(answer, Unavailable):
+            raise answer
+        outcome, stored = _read(answer)
+        if outcome == "claimed" and isinstance(indexed, Unavailable):
+            raise indexed
+        return outcome, stored
+
+    async def finish(self, claim: Claim, answer: bytes, *, told: bool = False) -> Ended:
+        """Store the answer, unless another stands there already. `told`: a caller has it, so it is known."""
+        keys, args = self._call(claim, answer, self._record_ms, claim.fingerprint, int(told))
         with redis_errors(self._connections):
-            pipe = self._connections.commands.pipeline(transaction=False)
-            # The index comes first: a record that is claimed but not in it would never be swept.
-            self._index(pipe, record)
-            pipe.eval(_CLAIM, 1, _PREFIX + record, owner, self._lease_ms, fingerprint, int(retry_safe), self._record_ms)
-            _, (outcome, *answer) = await pipe.execute()
-        return outcome.decode(), answer[0] if answer else None
+            ended = Ended(*_read(await scripts.run(self._connections, _FINISH, keys, *args)))
+            if ended.outcome == "stored":
+                await self._connections.commands.zrem(_RUNNING, claim.record)
+        return ended
 
-    async def finish(self, record: str, owner: str, answer: bytes) -> bool:
-        """Store the answer; False when the lease is not this owner's any more."""
-        return await self._end(record, _FINISH, owner, answer, self._record_ms)
-
-    async def forget(self, record: str, owner: str) -> bool:
-        """Remove the record; False when the lease is not this owner's."""
-        return await self._end(record, _FORGET, owner)
-
-    async def _end(self, record: str, script: str, *args: Any) -> bool:
+    async def forget(self, claim: Claim) -> Ended:
+        """Remove the record, unless the lease is not this claim's."""
+        keys, args = self._call(claim)
         with redis_errors(self._connections):
-            if not await self._connections.commands.eval(script, 1, _PREFIX + record, *args):
-                return False
-            await self._connections.commands.zrem(_RUNNING, record)
-        return True
+            if not await scripts.run(self._connections, _FORGET, keys, *args):
+                return Ended("lost")
+            await self._connections.commands.zrem(_RUNNING, claim.record)
+        return Ended("released")
 
-    async def renew(self, held: list[tuple[str, str]]) -> list[bool]:
-        """Renew these leases (record, owner): whether each is still its owner's."""
-        with redis_errors(self._connections):
-            pipe = self._connections.commands.pipeline(transaction=False)
-            for record, owner in held:
-                self._index(pipe, record)
-                pipe.eval(_RENEW, 1, _PREFIX + record, owner, self._lease_ms)
-            return [bool(renewed) for renewed in (await pipe.execute())[1::2]]
+    async def renew(self, held: Sequence[Claim]) -> list[bool | Unavailable]:
+        """Renew these leases: whether each is still its owner's; Unavailable where that is not known."""
+        calls = [self._call(claim, self._lease_ms, claim.fingerprint, int(claim.began)) for claim in held]
+        indexed, *answers = await scripts.run_many(self._connections, _RENEW, calls, ahead=[self._index(*held)])
+        if isinstance(indexed, Unavailable):
+            raise indexed
+        return [answer if isinstance(answer, Unavailable) else bool(answer) for answer in answers]
 
     async def sweep(self, batch: int = 200) -> int:
         """Give what dead owners left a Redis TTL, and take what has ended out of the index; how many left it."""
         commands = self._connections.commands
         swept = 0
-        with redis_errors(self._connections):
-            while True:
+        while True:
+            with redis_errors(self._connections):
                 overdue: Any = await commands.zrangebyscore(_RUNNING, "-inf", time.time(), start=0, num=batch)
-                if not overdue:
-                    return swept
-                pipe = commands.pipeline(transaction=False)
-                for record in overdue:
-                    pipe.eval(_SETTLE, 1, _PREFIX + record.decode(), self._record_ms)
-                settled = [r for r, done in zip(overdue, await pipe.execute(), strict=True) if done]
-                if settled:
+            calls: list[scripts.Call] = [((_PREFIX + record.decode(),), (self._record_ms,)) for record in overdue]
+            answers = await scripts.run_all(self._connections, _SETTLE, calls)
+            if settled := [record for record, over in zip(overdue, answers, strict=True) if over]:
+                with redis_errors(self._connections):
                     await commands.zrem(_RUNNING, *settled)
-                swept += len(settled)
-                if len(settled) < batch:
-                    return swept
+            swept += len(settled)
+            if len(settled) < batch:
+                return swept
 
-    def _index(self, pipe: Any, record: str) -> None:
-        pipe.zadd(_RUNNING, {record: time.time() + self._lease_ttl_s})
+    def _call(self, claim: Claim, *args: scripts.Argument) -> scripts.Call:
+        return (_PREFIX + claim.record,), (claim.owner, *args)
+
+    def _index(self, *claims: Claim) -> scripts.Command:
+        look_at = time.time() + self._lease_ttl_s
+        return ("ZADD", _RUNNING, *(part for claim in claims for part in (f"{look_at:.3f}", claim.record)))
+
+
+def _read(answer: Sequence[bytes]) -> tuple[Any, bytes | None]:
+    outcome, *stored = answer
+    return outcome.decode(), stored[0] if stored else None

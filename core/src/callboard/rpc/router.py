@@ -10,7 +10,9 @@ import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+from msgspec import Raw
 
 from callboard.context import Context, Publish, current_context
 from callboard.credentials import Credential
@@ -18,13 +20,15 @@ from callboard.errors import CallError, Cancelled, DeadlineExceeded, Internal, O
 from callboard.hookspecs import Interceptor, Next
 from callboard.messages import Call, ErrorBody, Reply, encode, new_id
 from callboard.rpc.bulkhead import EscapedFromMethod, Slot
-from callboard.rpc.idempotency import Claim, Idempotency, StoredAnswer, fingerprint_of, record_of
+from callboard.rpc.idempotency import Idempotency, StoredAnswer, fingerprint_of, record_of, stored_error
+from callboard.rpc.records import Claim
 from callboard.rpc.table import Endpoint, Table
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry, where_raised
 
 DEFAULT_TIMEOUT_MS = 120_000
 _LAST_MOMENT_S = 5.0
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -126,10 +130,10 @@ class Router:
         claimed = await self._idempotency.claim(record, fingerprint_of(call), retry_safe=retry_safe, deadline=deadline)
         if isinstance(claimed, StoredAnswer):
             return Answer(_replay(claimed, trace_id), replayed=True)
-        work = self._run_keyed(endpoint, arguments, context, deadline, claimed, retry_safe=retry_safe)
-        return Answer(Reply.success(await self._await_until(deadline, work, runs_on=True), trace_id))
+        keyed_work = self._run_keyed(endpoint, arguments, context, deadline, claimed, retry_safe=retry_safe)
+        return await self._await_until(deadline, keyed_work, runs_on=True)
 
-    async def _await_until(self, deadline: float, work: Coroutine[Any, Any, bytes], *, runs_on: bool = False) -> bytes:
+    async def _await_until(self, deadline: float, work: Coroutine[Any, Any, T], *, runs_on: bool = False) -> T:
         """Await `work` until the deadline; then it is cancelled, or left to run on as a task of the router's."""
         task = asyncio.create_task(work)
         self._running.add(task)
@@ -156,11 +160,15 @@ class Router:
     async def _run_keyed(
         self, endpoint: Endpoint, arguments: dict[str, Any], context: Context, deadline: float, claim: Claim,
         *, retry_safe: bool,
-    ) -> bytes:  # fmt: skip
+    ) -> Answer:  # fmt: skip
         """A keyed write: its outcome is stored, whoever still waits for it."""
+        slot = None
         try:
             slot = await endpoint.bulkhead.enter(on_thread=endpoint.on_thread, deadline=deadline)
+            await self._idempotency.begin(claim)
         except (CallError, asyncio.CancelledError):
+            if slot is not None:
+                slot.leave()
             await self._idempotency.forget(claim)
             raise
         try:
@@ -168,17 +176,17 @@ class Router:
             async with asyncio.timeout(None if endpoint.on_thread else self._max_timeout_s):
                 data = await self._run_in(slot, endpoint, arguments, context)
         except (TimeoutError, asyncio.CancelledError):
-            unknown = OutcomeUnknown()
-            await self._idempotency.finish(claim, _stored_error(unknown))
-            raise unknown from None
+            return await self._conclude(claim, stored_error(OutcomeUnknown()), context)
         except CallError as error:
             if isinstance(error, Unavailable | Cancelled) and retry_safe:
                 await self._idempotency.forget(claim)
-            else:
-                await self._idempotency.finish(claim, _stored_error(error))
-            raise
-        await self._idempotency.finish(claim, StoredAnswer(True, data=Reply.success(data).data))
-        return data
+                raise
+            return await self._conclude(claim, stored_error(error), context)
+        return await self._conclude(claim, StoredAnswer(True, data=Raw(data)), context)
+
+    async def _conclude(self, claim: Claim, outcome: StoredAnswer, context: Context) -> Answer:
+        stands = await self._idempotency.finish(claim, outcome)
+        return Answer(_replay(stands, context.trace_id), replayed=stands is not outcome)
 
     async def _run(self, endpoint: Endpoint, arguments: dict[str, Any], context: Context, deadline: float) -> bytes:
         slot = await endpoint.bulkhead.enter(on_thread=endpoint.on_thread, deadline=deadline)
@@ -232,15 +240,11 @@ class Router:
             self._log.error("service_drain", abandoned_calls=self.in_flight)
 
 
-def _replay(stored: StoredAnswer, trace_id: str) -> Reply:
+def _replay(stored: StoredAnswer, trace_id: str | None) -> Reply:
     if not stored.kept:
         error = ErrorBody("FAILED_PRECONDITION", "The call is done; its answer was too large to be kept.")
         return Reply(False, error=error, trace_id=trace_id)
     return Reply(stored.ok, data=stored.data, error=stored.error, trace_id=trace_id)
-
-
-def _stored_error(error: CallError) -> StoredAnswer:
-    return StoredAnswer(False, error=Reply.failure(error).error)
 
 
 async def _execute(invocation: Invocation) -> Any:
