@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 
@@ -411,6 +412,26 @@ async def test_replays_leave_the_index_with_the_next_sweep(brief: Idempotency, c
     await claim(brief, record)
     while await connections.commands.zscore("callboard:idem-running", record) is not None:
         await brief._records.sweep(batch=1)
+
+
+async def test_evictions_are_told_by_a_metric(
+    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+    name = "callboard_redis_evicted_keys"
+    async with (
+        Connections(settings, recorded.telemetry) as connections,
+        Idempotency(settings, connections, recorded.telemetry, lease_ttl_s=0.3),
+    ):
+        assert math.isnan(recorded.metric(name))
+        while recorded.metric(name) != 0:
+            await asyncio.sleep(0.02)
+        for number in range(20):
+            await connections.commands.set(f"{number}", "x" * 100_000, ex=60)
+        await connections.commands.config_set("maxmemory-policy", "volatile-lru")
+        await connections.commands.config_set("maxmemory", "1mb")
+        while not recorded.metric(name) > 0:
+            await asyncio.sleep(0.02)
 
 
 async def test_a_stop_without_redis_says_what_is_lost(

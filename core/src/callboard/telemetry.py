@@ -9,6 +9,7 @@ process.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import sys
 import threading
@@ -84,6 +85,10 @@ class Metrics:
         )  # fmt: skip
         self.rpc_in_flight = Gauge("callboard_rpc_in_flight", "Calls being run", ["namespace"], registry=r)
         self.idempotency = Counter("callboard_idempotency", "Keyed writes by outcome", ["outcome"], registry=r)
+        self.redis_evicted_keys = Gauge(
+            "callboard_redis_evicted_keys", "Keys evicted by Redis since its nodes started", registry=r
+        )
+        self.redis_evicted_keys.set(math.nan)  # not known yet
         self.events_published = Counter(
             "callboard_events_published", "Events sent to Redis", ["prefix", "type"], registry=r
         )

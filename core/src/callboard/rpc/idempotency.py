@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from dataclasses import dataclass
 
@@ -88,6 +89,7 @@ class Idempotency:
         )  # fmt: skip
         self._log = telemetry.log
         self._outcomes = telemetry.metrics.idempotency
+        self._evicted_keys = telemetry.metrics.redis_evicted_keys
         self._lease_ttl_s = lease_ttl_s
         self._held: dict[str, Claim] = {}
         self._delayed: dict[str, _Ending] = {}
@@ -230,6 +232,8 @@ class Idempotency:
                 if time.monotonic() >= sweep_at:
                     sweep_at = time.monotonic() + self._lease_ttl_s
                     await self._records.sweep()
+                    evicted = await self._records.evicted_keys()
+                    self._evicted_keys.set(math.nan if evicted is None else evicted)
             except Unavailable:
                 continue  # told by the bus already; the next round tries again
             except Exception as error:  # noqa: BLE001 - without the keeper every lease would lapse

@@ -22,6 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from redis.asyncio import RedisCluster
+from redis.exceptions import NoPermissionError
+
 from callboard.connections import Connections, redis_errors
 from callboard.errors import Unavailable
 from callboard.fleet import leases, scripts
@@ -185,6 +188,18 @@ class Records:
             swept += len(settled)
             if len(settled) < batch:
                 return swept
+
+    async def evicted_keys(self) -> int | None:
+        """How many keys, of any kind, Redis has evicted since its nodes started; None when INFO is not allowed."""
+        commands: Any = self._connections.commands
+        where = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(commands, RedisCluster) else {}
+        with redis_errors(self._connections):
+            try:
+                stats = await commands.info("stats", **where)
+            except NoPermissionError:
+                return None
+        of_nodes = [stats] if "evicted_keys" in stats else stats.values()  # by node, where there are several
+        return sum(int(of_node["evicted_keys"]) for of_node in of_nodes)
 
     def _call(self, claim: Claim, *args: scripts.Argument) -> scripts.Call:
         return (_PREFIX + claim.record,), (claim.owner, *args)
