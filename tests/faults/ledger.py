@@ -126,6 +126,17 @@ class Ledger(Service):
         """A record with the text in every place that a plugin could put it."""
         self.log.warning("task_failed", task=text, nested={text: [text, {text: text}]}, **{text[:200]: text})
 
+    @method(effect="write", retry_safe=True)
+    async def announce(self, uid: str, n: int) -> int:
+        """`notify`, which may be run again: its event keeps its id."""
+        return await self.notify(uid, n)
+
+    @method(effect="read")
+    async def stall(self, seconds: float) -> float:
+        """Blocks the loop, as no method should."""
+        time.sleep(seconds)
+        return seconds
+
     @method(effect="read")
     async def whoami(self) -> str:
         """The name of the replica that answers."""

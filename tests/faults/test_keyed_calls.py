@@ -1,0 +1,121 @@
+"""Keyed calls on replicas that die, stop and wake up in the middle of them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from faults.fleet import Fleet
+from faults.keyed_calls import History, Told, Write, lies
+
+from callboard_local import ValkeyServer
+from callboard_local.fault_figures import Fault
+
+pytestmark = pytest.mark.anyio
+KEYS, KILLS, WRITES_PER_S = 1_000, 8, 25.0
+
+
+@pytest.fixture
+async def fleet(own_valkey: ValkeyServer) -> AsyncIterator[Fleet]:
+    async with Fleet(own_valkey, count=2) as fleet:
+        yield fleet
+
+
+def some_writes(count: int, *, keyed: bool = True) -> list[Write]:
+    """Every fifth may be run twice; each takes up to 1.5 s."""
+    made = []
+    for number in range(count):
+        arguments: dict[str, Any] = {"hold_s": random.uniform(0.1, 1.5)}
+        if number % 5:
+            made.append(Write(f"append-{number}", "LEDGER.append", arguments, keyed))
+        else:
+            made.append(Write(f"put-{number}", "LEDGER.put", {"value": number, **arguments}, keyed))
+    return made
+
+
+async def write_on_both(fleet: Fleet, history: History, writes: Sequence[Write], kills: int) -> int:
+    """Each write sent to both replicas at once, by callers that ask until they are told; the number of kill -9."""
+    done = 0
+    async with asyncio.TaskGroup() as callers:
+
+        async def begin() -> None:
+            for write in writes:
+                for replicas in (fleet.replicas, fleet.replicas[::-1]):
+                    callers.create_task(history.until_told(replicas, write))
+                await asyncio.sleep(random.expovariate(WRITES_PER_S))
+
+        beginning = callers.create_task(begin())
+        while done < kills and not beginning.done():
+            await asyncio.wait({beginning}, timeout=random.uniform(1.0, 4.0))
+            victim = fleet.replicas[done % len(fleet.replicas)]
+            await victim.kill()
+            done += 1
+            await victim.restart()
+    return done
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.fault(row=13)
+async def test_replicas_that_are_killed_in_mid_call_tell_no_lie(fleet: Fleet, fault: Fault) -> None:
+    writes, history = some_writes(KEYS), History()
+    kills = await write_on_both(fleet, history, writes, KILLS)
+    for write in writes:  # a late retry
+        await history.until_told([random.choice(fleet.replicas)], write)
+    await history.count_runs(fleet)
+    retry_safe = frozenset(write.name for write in writes if write.method == "LEDGER.put")
+    unknown = {told.name for told in history.told if told.kind == "unknown"}
+    fault.figure(
+        keys=len(writes), kills=kills, attempts=len(history.told), lost_connections=history.kinds()["info"],
+        executions_max=max(history.runs[write.name] for write in writes if write.name not in retry_safe),
+        retry_safe_executions_max=max(history.runs[name] for name in retry_safe),
+        unknown=len(unknown), replays=sum(told.replayed for told in history.told),
+        lies=len(lies(history, retry_safe=retry_safe)),
+    )  # fmt: skip
+    assert lies(history, retry_safe=retry_safe) == []
+    assert kills > 1
+    assert unknown
+    assert max(history.runs.values()) > 1  # a retry-safe write was run again
+
+
+@pytest.mark.fault(row=13, control=True)
+async def test_without_keys_writes_run_twice(fleet: Fleet, fault: Fault) -> None:
+    writes, history = some_writes(50, keyed=False), History()
+    kills = await write_on_both(fleet, history, writes, kills=1)
+    await history.count_runs(fleet)
+    runs = Counter(history.runs.values())
+    fault.figure(keys=len(writes), kills=kills, executions_max=max(runs), ran_more_than_once=runs.total() - runs[1])
+    assert runs[1] == runs[0] == 0
+    assert lies(history)
+
+
+def test_the_checker_knows_a_lie() -> None:
+    def told(name: str, kind: Any, value: Any = None) -> Told:
+        return Told(name, kind, value, "r1", 0.0, 1.0)
+
+    history = History(
+        [
+            told("fine", "info"), told("fine", "unknown", "unknown"), told("fine", "unknown", "unknown"),
+            told("again", "again", "UNAVAILABLE"), told("again", "ok", 1), told("again", "ok", 1),
+            told("twice", "ok", 1),
+            told("never", "ok", 1),
+            told("torn", "ok", 1), told("torn", "ok", 2),
+            told("taken back", "info"), told("taken back", "ok", 1), told("taken back", "unknown", "unknown"),
+            told("invented", "unknown", "unknown"),
+            told("broken", "fail", "INTERNAL"),
+            told("put", "info"), told("put", "unknown", "unknown"),
+        ],
+        Counter(["fine", "again", *["twice"] * 2, "torn", "taken back", "broken", *["put"] * 2]),
+    )  # fmt: skip
+    assert lies(history, retry_safe=frozenset({"put"})) == [
+        "twice: ran 2 times",
+        "never: told ok, and never ran",
+        "torn: told 1 by r1, 2 by r1",
+        "taken back: told 1 by r1, 'unknown' by r1",
+        "invented: told unknown, though nobody died",
+        "broken: told INTERNAL",
+        "put: may be run again, and was told unknown",
+    ]
