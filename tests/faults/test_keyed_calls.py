@@ -92,6 +92,59 @@ async def test_without_keys_writes_run_twice(fleet: Fleet, fault: Fault) -> None
     assert lies(history)
 
 
+@pytest.mark.timeout(240)
+@pytest.mark.fault(row=13)
+async def test_an_owner_that_wakes_up_after_its_lease_tells_what_others_were_told(fleet: Fleet, fault: Fault) -> None:
+    one, two = fleet.replicas
+    asked, unasked = (
+        Write("append-asked", arguments={"hold_s": 2.0}),
+        Write("append-unasked", arguments={"hold_s": 2.0}),
+    )
+    again = Write("put-again", "LEDGER.put", {"value": 7, "hold_s": 2.0})
+    history = History()
+    paused = [asyncio.create_task(history.attempt(one, write)) for write in (asked, unasked, again)]
+    for write in (asked, unasked, again):
+        while not await fleet.executions(write.name):
+            await asyncio.sleep(0.02)
+    one.pause()
+    # Both wait for the lease to expire, 30 s after it was taken: the replica beside them is as good as dead.
+    elsewhere = await asyncio.gather(*(history.attempt(two, write) for write in (asked, again)))
+    one.resume()
+    woken = await asyncio.gather(*paused)
+    late = [await history.attempt(replica, write) for replica in (one, two) for write in (asked, unasked, again)]
+    await history.count_runs(fleet)
+
+    assert [told.kind for told in elsewhere] == ["unknown", "ok"]
+    assert [(told.kind, told.replayed) for told in woken] == [("unknown", True), ("ok", False), ("ok", True)]
+    assert [told.kind for told in late] == ["unknown", "ok", "ok"] * 2
+    assert history.runs == {"append-asked": 1, "append-unasked": 1, "put-again": 2}
+    assert {told.value for told in history.told if told.name == "append-asked"} == {"unknown"}
+    fault.figure(
+        taken_over_s=elsewhere[1].ended - elsewhere[1].began, executions_max=1, retry_safe_executions_max=2,
+        answers_differ=0,
+    )  # fmt: skip
+
+
+@pytest.mark.fault(row=16)
+async def test_a_call_that_a_drain_interrupts_is_told_so_everywhere(own_valkey: ValkeyServer, fault: Fault) -> None:
+    async with Fleet(own_valkey, count=2, environ={"LISTENERS_DRAIN_TIMEOUT_S": "8"}) as fleet:
+        one, two = fleet.replicas
+        brief, long = Write("append-brief", arguments={"hold_s": 1.0}), Write("append-long", arguments={"hold_s": 60.0})
+        history = History()
+        running = [asyncio.create_task(history.attempt(one, write)) for write in (brief, long)]
+        for write in (brief, long):
+            while not await fleet.executions(write.name):
+                await asyncio.sleep(0.02)
+        assert await one.stop() == 0
+        first = await asyncio.gather(*running)
+        retries = [await history.attempt(two, write) for write in (brief, long)]
+        await history.count_runs(fleet)
+    assert [told.kind for told in first] == ["ok", "unknown"]
+    assert [(told.kind, told.replayed) for told in retries] == [("ok", True), ("unknown", True)]
+    assert history.runs == {"append-brief": 1, "append-long": 1}
+    fault.figure(finished=1, interrupted=1, executions_max=1)
+
+
 def test_the_checker_knows_a_lie() -> None:
     def told(name: str, kind: Any, value: Any = None) -> Told:
         return Told(name, kind, value, "r1", 0.0, 1.0)
