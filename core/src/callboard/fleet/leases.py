@@ -49,10 +49,11 @@ local function lease_take(key, owner, ttl_ms)
   if not running then
     fence = math.max(fence + 1, now)
     taken_over = (l[1] and l[1] ~= owner) and 1 or 0
-    redis.call('HDEL', key, 'nudges')
   end
+  -- First of all writes: without memory it is refused, but would not be after one that is not.
   redis.call('HSET', key, 'owner', owner, 'expires', string.format('%.0f', now + ttl_ms),
              'fence', string.format('%.0f', fence), 'taken_over', taken_over)
+  if not running then redis.call('HDEL', key, 'nudges') end
   redis.call('PERSIST', key)
   return fence, taken_over
 end
