@@ -12,7 +12,14 @@ from support import MakeSettings, Recorded
 from callboard.connections import Connections
 from callboard.errors import DeadlineExceeded, KeyReused, OutcomeUnknown, Unavailable
 from callboard.messages import Call, ErrorBody, new_id
-from callboard.rpc.idempotency import MAX_ANSWER_BYTES, Idempotency, StoredAnswer, fingerprint_of, record_of
+from callboard.rpc.idempotency import (
+    MAX_ANSWER_BYTES,
+    Idempotency,
+    StoredAnswer,
+    _Ending,
+    fingerprint_of,
+    record_of,
+)
 from callboard.rpc.records import Claim
 from callboard_local import ValkeyServer
 
@@ -387,6 +394,33 @@ async def test_a_claim_that_redis_executes_late_does_not_block_the_key(
                 await asyncio.sleep(0.02)
         assert not await connections.commands.exists(f"callboard:idem:{record}")
         await owned(records, record)
+
+
+async def test_without_memory_nothing_is_claimed_and_what_cannot_be_stored_holds_up_nothing(
+    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+    async with (
+        Connections(settings, recorded.telemetry) as connections,
+        Idempotency(settings, connections, recorded.telemetry) as records,
+    ):
+        done, running, given_up, refused = new_id(), new_id(), new_id(), new_id()
+        await records.finish(await owned(records, done), StoredAnswer(True, data=Raw(b"1")))
+        in_mid_call, never_began = await owned(records, running), await owned(records, given_up)
+        await connections.commands.config_set("maxmemory", 1)
+        with pytest.raises(Unavailable):
+            await claim(records, refused)
+        assert not await connections.commands.exists(f"callboard:idem:{refused}")
+        assert await said(records, done) == b"1"  # a replay needs no memory
+        await records.finish(in_mid_call, StoredAnswer(True, data=Raw(b"2")))
+        records._delayed[never_began.owner] = _Ending(never_began)
+        while await connections.commands.exists(f"callboard:idem:{given_up}"):
+            await asyncio.sleep(0.02)
+        assert in_mid_call.owner in records._delayed
+        await connections.commands.config_set("maxmemory", 0)
+        while records._delayed:
+            await asyncio.sleep(0.02)
+        assert await said(records, running) == b"2"
 
 
 async def test_the_end_of_a_lost_claim_leaves_the_next_one_alone(

@@ -14,6 +14,7 @@ What moves money relies on a durable record of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import time
@@ -35,6 +36,7 @@ _POLL_FIRST_S, _POLL_LAST_S = 0.02, 0.25
 _LAST_LOOK_S = 0.1
 """A look that begins at the deadline may take this long: the answer may be there by then."""
 _TELL_AGAIN_S = 0.5
+_AT_ONCE = 20
 
 
 class StoredAnswer(msgspec.Struct, omit_defaults=True):
@@ -93,6 +95,7 @@ class Idempotency:
         self._lease_ttl_s = lease_ttl_s
         self._held: dict[str, Claim] = {}
         self._delayed: dict[str, _Ending] = {}
+        self._untold = asyncio.Event()
         self._stopping = False
         self._keeper: asyncio.Task[None] | None = None
 
@@ -158,6 +161,7 @@ class Idempotency:
         except BaseException:
             # Redis may have the request all the same, and answer nobody: what it then claims must not block the key.
             self._delayed[claim.owner] = _Ending(claim, times=2)
+            self._untold.set()
             raise
 
     async def begin(self, claim: Claim) -> None:
@@ -210,6 +214,7 @@ class Idempotency:
                 ended = await self._records.finish(claim, ending.answer, told=ending.told)
         except Unavailable:
             ending.told = True
+            self._untold.set()
             return None
         ending.times -= 1
         if ending.times <= 0:
@@ -223,9 +228,7 @@ class Idempotency:
         """Renew the leases of long calls, tell Redis what it missed, settle the records of owners that died."""
         sweep_at = 0.0
         while True:
-            pause = self._lease_ttl_s / 6
-            # What was not told is told as soon as Redis is back, before a retry finds the lease expired.
-            await asyncio.sleep(min(pause, _TELL_AGAIN_S) if self._delayed else pause)
+            await self._pause()
             try:
                 await self._end_delayed()
                 await self._renew_due()
@@ -239,9 +242,20 @@ class Idempotency:
             except Exception as error:  # noqa: BLE001 - without the keeper every lease would lapse
                 self._log.error("task_failed", task="idempotency", **where_raised(error))
 
+    async def _pause(self) -> None:
+        """A sixth of a lease's time; half a second when something waits to be told, before a retry finds it expired."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._lease_ttl_s / 6):
+                await self._untold.wait()
+                await asyncio.sleep(_TELL_AGAIN_S)
+        self._untold.clear()
+
     async def _end_delayed(self) -> None:
-        for ending in list(self._delayed.values()):
-            if await self._end(ending) is None:
+        delayed = list(self._delayed.values())
+        for start in range(0, len(delayed), _AT_ONCE):
+            # Beside each other: what cannot be told yet (its node is away, there is no memory) holds up no other.
+            ended = await asyncio.gather(*map(self._end, delayed[start : start + _AT_ONCE]))
+            if all(one is None for one in ended):
                 return  # Redis is still away
 
     async def _renew_due(self) -> None:
