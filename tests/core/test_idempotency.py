@@ -238,7 +238,7 @@ async def test_a_call_that_waited_longer_than_its_lease_begins_only_if_nobody_wa
 
 
 async def test_a_record_that_redis_lost_in_the_middle_is_made_anew(
-    brief: Idempotency, records: Idempotency, connections: Connections
+    records: Idempotency, connections: Connections, recorded: Recorded
 ) -> None:
     kept, ended, given_up = new_id(), new_id(), new_id()
     claims = [await owned(records, record) for record in (kept, ended, given_up)]
@@ -252,6 +252,8 @@ async def test_a_record_that_redis_lost_in_the_middle_is_made_anew(
     await records.finish(claims[1], StoredAnswer(True, data=Raw(b"1")))
     assert await said(records, ended) == b"1"
     assert isinstance(await claim(records, given_up), Claim)
+    assert recorded.metric("callboard_idempotency_total", outcome="restored") == 2
+    assert recorded.metric("callboard_idempotency_total", outcome="lease_lost") == 1  # the one that was given up
 
 
 async def test_a_lost_record_that_other_arguments_took_is_left_alone(

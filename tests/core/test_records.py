@@ -93,9 +93,10 @@ def finished(model: Model, claim: Claim, answer: bytes, *, told: bool) -> str:
         return "done"
     if model.state == "running" and model.owner != claim.owner and not model.expired:
         return "running"
+    lost = model.state == "absent"
     model.arguments = claim.fingerprint
     model.end(answer, claim.owner)
-    return "stored"
+    return "restored" if lost else "stored"
 
 
 class Owners(RuleBasedStateMachine):
@@ -164,10 +165,11 @@ class Owners(RuleBasedStateMachine):
     @rule(claim=st.one_of(waiting, begun))
     def renew(self, claim: Claim) -> None:
         model = self.model
-        anew = model.state == "absent" and claim.began
-        expected = anew or (self.runs() and model.owner == claim.owner)
+        expected = "held" if self.runs() and model.owner == claim.owner else "lost"
+        if model.state == "absent" and claim.began:
+            expected = "restored"
         assert self.run(self.records.renew([claim])) == [expected]
-        if expected:
+        if expected != "lost":
             model.take(claim)
             model.granted.add(claim.owner)
 
@@ -178,7 +180,7 @@ class Owners(RuleBasedStateMachine):
         ended = self.run(self.records.finish(claim, answer, told=told))
         already = self.model.finisher == claim.owner
         assert ended.outcome == finished(self.model, claim, answer, told=told)
-        if ended.outcome == "stored" and not already:
+        if ended.outcome in ("stored", "restored") and not already:
             self.tell(answer)
         if ended.outcome == "done":
             assert ended.answer is not None

@@ -552,6 +552,28 @@ async def test_a_full_namespace_refuses_and_releases_the_lease(released: Rig) ->
     assert data(await released("blocked_write", idempotency_key=key)) == "late"
 
 
+async def test_a_call_whose_lease_was_lost_while_it_waited_for_a_slot_does_not_begin(
+    released: Rig, connections: Connections
+) -> None:
+    blocked = [asyncio.create_task(released("blocked_read")) for _ in range(2)]
+    while released.router.table.busy_threads() < 2:
+        await asyncio.wait(blocked, timeout=0.01)
+    waiting = asyncio.create_task(released("blocked_write", idempotency_key=new_id()))
+    held = released.router._idempotency._held
+    while not held:
+        await asyncio.wait({waiting}, timeout=0.01)
+    (claim,) = held.values()
+    claim.renewed_at -= 60  # as if the process had been stopped for a minute
+    await connections.commands.hset(f"callboard:idem:{claim.record}", "owner", "another")
+    released.service.gate.set()
+    assert code(await waiting) == "UNAVAILABLE"
+    await asyncio.gather(*blocked)
+    assert released.service.runs == []
+    endpoint = released.router.table.get("SAMPLE.blocked_write")
+    assert endpoint is not None
+    assert endpoint.bulkhead.in_flight == 0
+
+
 async def test_waiting_for_a_slot_counts_against_the_deadline(released: Rig) -> None:
     blocked = [asyncio.create_task(released("blocked_read")) for _ in range(2)]
     while released.router.table.busy_threads() < 2:

@@ -190,7 +190,7 @@ class Idempotency:
         pause = _POLL_FIRST_S
         while True:
             ended = await self._end(_Ending(claim, text))
-            if ended is None or ended.outcome in ("stored", "reused"):  # reused: the record is of another call by now
+            if ended is None or ended.outcome in ("stored", "restored", "reused"):
                 return answer
             if ended.answer is not None:
                 return _answer_decoder.decode(ended.answer)
@@ -220,7 +220,7 @@ class Idempotency:
         if ending.times <= 0:
             self._delayed.pop(claim.owner, None)
         if self._held.pop(claim.owner, None):
-            as_meant = ended.outcome in ("stored", "released")
+            as_meant = ended.outcome in ("stored", "restored", "released")
             self._outcomes.labels(ended.outcome if as_meant else "lease_lost").inc()
         return ended
 
@@ -269,7 +269,9 @@ class Idempotency:
         for claim, renewed in zip(claims, await self._records.renew(claims), strict=True):
             if isinstance(renewed, Unavailable):
                 continue  # not known; asked again
-            if renewed:
+            if renewed != "lost":
                 claim.renewed_at = now
             elif self._held.pop(claim.owner, None):
                 self._outcomes.labels("lease_lost").inc()
+            if renewed == "restored":
+                self._outcomes.labels("restored").inc()

@@ -30,6 +30,8 @@ from callboard.errors import Unavailable
 from callboard.fleet import leases, scripts
 
 Claimed = Literal["claimed", "running", "done", "reused", "unknown"]
+Renewed = Literal["lost", "held", "restored"]
+_RENEWED: tuple[Renewed, ...] = ("lost", "held", "restored")
 _PREFIX = "callboard:idem:"
 _RUNNING = "callboard:idem-running"
 
@@ -55,8 +57,8 @@ return {'claimed'}
 """
 )
 
-# KEYS[1] record; ARGV owner, answer, record TTL ms, fingerprint, told 0|1. Stored, now or before by this owner, or what
-# stands there instead: the answer of another, the run of another, a call with other arguments.
+# KEYS[1] record; ARGV owner, answer, record TTL ms, fingerprint, told 0|1. Stored, now or before by this owner;
+# restored where there was no record; or what stands there instead: another's answer or run, or another call.
 _FINISH = (
     leases.LUA
     + """
@@ -68,7 +70,7 @@ if r[4] and r[4] ~= ARGV[1] and tonumber(r[5]) > now_ms() then return {'running'
 redis.call('HSET', KEYS[1], 'answer', ARGV[2], 'finisher', ARGV[1], 'fingerprint', ARGV[4])
 redis.call('HDEL', KEYS[1], 'owner', 'expires')
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return {'stored'}
+return {r[2] and 'stored' or 'restored'}
 """
 )
 
@@ -84,7 +86,7 @@ local r = redis.call('HMGET', KEYS[1], 'owner', 'answer')
 if r[2] or (r[1] or ARGV[4] == '0') and r[1] ~= ARGV[1] then return 0 end
 lease_take(KEYS[1], ARGV[1], ARGV[2])
 redis.call('HSET', KEYS[1], 'fingerprint', ARGV[3])
-return 1
+return r[1] and 1 or 2
 """
 )
 
@@ -114,9 +116,10 @@ class Claim:
 
 
 class Ended(NamedTuple):
-    """How a claim ended, `stored` or `released`; or what stands there instead, `done` with its answer."""
+    """How a claim ended: `stored` (`restored`: Redis had lost the record) or `released`; or what stands there instead,
+    `done` with its answer."""
 
-    outcome: Literal["stored", "released", "running", "done", "reused", "lost"]
+    outcome: Literal["stored", "restored", "released", "running", "done", "reused", "lost"]
     answer: bytes | None = None
 
 
@@ -152,7 +155,7 @@ class Records:
         keys, args = self._call(claim, answer, self._record_ms, claim.fingerprint, int(told))
         with redis_errors(self._connections):
             ended = Ended(*_read(await scripts.run(self._connections, _FINISH, keys, *args)))
-            if ended.outcome == "stored":
+            if ended.outcome in ("stored", "restored"):
                 await self._connections.commands.zrem(_RUNNING, claim.record)
         return ended
 
@@ -165,13 +168,13 @@ class Records:
             await self._connections.commands.zrem(_RUNNING, claim.record)
         return Ended("released")
 
-    async def renew(self, held: Sequence[Claim]) -> list[bool | Unavailable]:
-        """Renew these leases: whether each is still its owner's; Unavailable where that is not known."""
+    async def renew(self, held: Sequence[Claim]) -> list[Renewed | Unavailable]:
+        """Renew these leases: `lost` is one that another has, or has ended; Unavailable where that is not known."""
         calls = [self._call(claim, self._lease_ms, claim.fingerprint, int(claim.began)) for claim in held]
         indexed, *answers = await scripts.run_many(self._connections, _RENEW, calls, ahead=[self._index(*held)])
         if isinstance(indexed, Unavailable):
             raise indexed
-        return [answer if isinstance(answer, Unavailable) else bool(answer) for answer in answers]
+        return [answer if isinstance(answer, Unavailable) else _RENEWED[answer] for answer in answers]
 
     async def sweep(self, batch: int = 200) -> int:
         """Give what dead owners left a Redis TTL, and take what has ended out of the index; how many left it."""
