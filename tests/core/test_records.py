@@ -30,6 +30,7 @@ from redis.exceptions import MovedError
 from support import MakeSettings, Recorded
 
 from callboard.connections import Connections
+from callboard.fleet import scripts
 from callboard.messages import new_id
 from callboard.rpc import records
 from callboard.rpc.records import Claim, Records
@@ -292,6 +293,15 @@ def test_it_shows_when_a_protection_is_taken_away(
     monkeypatch.setattr(records, script, text.replace(protection, without))
     with pytest.raises(AssertionError):
         run(owners, Phase.generate, examples=500)
+
+
+@pytest.mark.anyio
+async def test_the_index_keeps_what_was_entered_anew_since_the_sweep_looked(connections: Connections) -> None:
+    names = new_id(), new_id()
+    await connections.commands.zadd(RUNNING, {names[0]: 10.5, names[1]: 12.5})
+    await scripts.run(connections, records._DROP, (RUNNING,), "11.000", *names, "never there")
+    assert [await connections.commands.zscore(RUNNING, name) for name in names] == [None, 12.5]
+    await connections.commands.zrem(RUNNING, names[1])
 
 
 # -- eviction ---------------------------------------------------------------------------------------------------------

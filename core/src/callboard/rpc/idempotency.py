@@ -96,6 +96,7 @@ class Idempotency:
         self._held: dict[str, Claim] = {}
         self._delayed: dict[str, _Ending] = {}
         self._untold = asyncio.Event()
+        self._sweep_at = 0.0
         self._stopping = False
         self._keeper: asyncio.Task[None] | None = None
 
@@ -191,7 +192,7 @@ class Idempotency:
         while True:
             ended = await self._end(_Ending(claim, text))
             if ended is None or ended.outcome in ("stored", "restored", "reused"):
-                return answer
+                return answer  # reused: Redis had lost the record, which is another call's by now
             if ended.answer is not None:
                 return _answer_decoder.decode(ended.answer)
             if self._stopping:
@@ -226,21 +227,15 @@ class Idempotency:
 
     async def _keep(self) -> None:
         """Renew the leases of long calls, tell Redis what it missed, settle the records of owners that died."""
-        sweep_at = 0.0
         while True:
             await self._pause()
-            try:
-                await self._end_delayed()
-                await self._renew_due()
-                if time.monotonic() >= sweep_at:
-                    sweep_at = time.monotonic() + self._lease_ttl_s
-                    await self._records.sweep()
-                    evicted = await self._records.evicted_keys()
-                    self._evicted_keys.set(math.nan if evicted is None else evicted)
-            except Unavailable:
-                continue  # told by the bus already; the next round tries again
-            except Exception as error:  # noqa: BLE001 - without the keeper every lease would lapse
-                self._log.error("task_failed", task="idempotency", **where_raised(error))
+            for duty in (self._renew_due, self._end_delayed, self._sweep_due):
+                try:
+                    await duty()
+                except Unavailable:
+                    continue  # told by the bus already; the next round tries again
+                except Exception as error:  # noqa: BLE001 - without the keeper every lease would lapse
+                    self._log.error("task_failed", task="idempotency", **where_raised(error))
 
     async def _pause(self) -> None:
         """A sixth of a lease's time; half a second when something waits to be told, before a retry finds it expired."""
@@ -257,6 +252,14 @@ class Idempotency:
             ended = await asyncio.gather(*map(self._end, delayed[start : start + _AT_ONCE]))
             if all(one is None for one in ended):
                 return  # Redis is still away
+
+    async def _sweep_due(self) -> None:
+        if time.monotonic() < self._sweep_at:
+            return
+        self._sweep_at = time.monotonic() + self._lease_ttl_s
+        await self._records.sweep()
+        evicted = await self._records.evicted_keys()
+        self._evicted_keys.set(math.nan if evicted is None else evicted)
 
     async def _renew_due(self) -> None:
         now = time.monotonic()

@@ -103,6 +103,15 @@ return 1
 )
 
 
+# KEYS[1] the index; ARGV a time, records to drop, unless one has been entered anew since
+_DROP = """
+for i = 2, #ARGV do
+  local at = redis.call('ZSCORE', KEYS[1], ARGV[i])
+  if at and tonumber(at) <= tonumber(ARGV[1]) then redis.call('ZREM', KEYS[1], ARGV[i]) end
+end
+"""
+
+
 @dataclass(slots=True, eq=False)
 class Claim:
     """This replica runs the call; `owner`, made for this claim alone, proves it."""
@@ -160,13 +169,10 @@ class Records:
         return ended
 
     async def forget(self, claim: Claim) -> Ended:
-        """Remove the record, unless the lease is not this claim's."""
+        """Remove the record, unless the lease is not this claim's. In the index it stays: the next one may be there."""
         keys, args = self._call(claim)
         with redis_errors(self._connections):
-            if not await scripts.run(self._connections, _FORGET, keys, *args):
-                return Ended("lost")
-            await self._connections.commands.zrem(_RUNNING, claim.record)
-        return Ended("released")
+            return Ended("released" if await scripts.run(self._connections, _FORGET, keys, *args) else "lost")
 
     async def renew(self, held: Sequence[Claim]) -> list[Renewed | Unavailable]:
         """Renew these leases: `lost` is one that another has, or has ended; Unavailable where that is not known."""
@@ -181,13 +187,14 @@ class Records:
         commands = self._connections.commands
         swept = 0
         while True:
+            now = f"{time.time():.3f}"
             with redis_errors(self._connections):
-                overdue: Any = await commands.zrangebyscore(_RUNNING, "-inf", time.time(), start=0, num=batch)
+                overdue: Any = await commands.zrangebyscore(_RUNNING, "-inf", now, start=0, num=batch)
             calls: list[scripts.Call] = [((_PREFIX + record.decode(),), (self._record_ms,)) for record in overdue]
             answers = await scripts.run_all(self._connections, _SETTLE, calls)
             if settled := [record for record, over in zip(overdue, answers, strict=True) if over]:
                 with redis_errors(self._connections):
-                    await commands.zrem(_RUNNING, *settled)
+                    await scripts.run(self._connections, _DROP, (_RUNNING,), now, *settled)
             swept += len(settled)
             if len(settled) < batch:
                 return swept
