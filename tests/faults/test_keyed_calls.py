@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from faults.fleet import Fleet
 from faults.keyed_calls import History, Told, Write, lies
 
-from callboard_local import ValkeyServer
+from callboard_local import FaultProxy, ValkeyServer
 from callboard_local.fault_figures import Fault
 
 pytestmark = pytest.mark.anyio
@@ -123,6 +124,35 @@ async def test_an_owner_that_wakes_up_after_its_lease_tells_what_others_were_tol
         taken_over_s=elsewhere[1].ended - elsewhere[1].began, executions_max=1, retry_safe_executions_max=2,
         answers_differ=0,
     )  # fmt: skip
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.fault(row=13)
+async def test_an_owner_that_redis_has_cut_off_tells_what_it_did_and_has_it_told_later(
+    own_valkey: ValkeyServer, fault: Fault
+) -> None:
+    async with (
+        FaultProxy(own_valkey.host, own_valkey.port) as proxy,
+        Fleet(proxy, own_valkey) as fleet,
+    ):
+        one, two = fleet.replicas
+        write, history = Write("append", arguments={"hold_s": 36.0}), History()
+        cut_off = asyncio.create_task(history.attempt(one, write))
+        while not await fleet.executions(write.name):
+            await asyncio.sleep(0.02)
+        proxy.black_hole()
+        elsewhere = await history.attempt(two, write)
+        told = await cut_off
+        proxy.heal()
+        healed_at = time.monotonic()
+        while (later := await history.attempt(two, write)).kind != "ok":
+            assert later.kind == "unknown"
+            await asyncio.sleep(0.05)
+        await history.count_runs(fleet)
+    assert elsewhere.kind == "unknown"
+    assert (told.kind, told.value, later.value, later.replayed) == ("ok", 1, 1, True)
+    assert history.runs == {"append": 1}
+    fault.figure(told_later_after_s=time.monotonic() - healed_at, executions_max=1)
 
 
 @pytest.mark.fault(row=16)
