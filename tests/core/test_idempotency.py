@@ -321,6 +321,22 @@ async def test_a_huge_answer_is_not_kept(records: Idempotency) -> None:
     assert not stored.kept
 
 
+async def test_the_scripts_travel_once(
+    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+    async with Connections(settings, recorded.telemetry) as connections:
+        records = Idempotency(settings, connections, recorded.telemetry)
+        for _ in range(20):
+            first = await owned(records, new_id())
+            await records._renew([first])
+            await records.finish(first, StoredAnswer(True, data=Raw(b"1")))
+            await records.forget(await owned(records, new_id()))
+        stats = await connections.commands.info("commandstats")
+    assert stats["cmdstat_eval"]["calls"] == 4  # to claim, to renew, to finish, to forget
+    assert stats["cmdstat_evalsha"]["calls"] == 5 * 20
+
+
 async def test_without_redis_nothing_is_claimed(
     own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
 ) -> None:
