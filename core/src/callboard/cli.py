@@ -253,7 +253,7 @@ def _show_table(callboard: Any, port: int) -> None:
     settings = callboard.settings
     token = settings.service_token.reveal() if settings.service_token else "dev"
     rows = [
-        ("service", f"http://127.0.0.1:{port}   (POST /rpc, /ws, /healthz, /debug, /metrics)"),
+        ("service", f"http://127.0.0.1:{port}   (POST /rpc, /ws, /healthz, /debug, /metrics, /openapi.json)"),
         ("token", token),
         ("user", "demo (online, with sample data)"),
         ("redis", "{}:{}".format(*settings.redis_address())),

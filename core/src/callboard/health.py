@@ -1,4 +1,4 @@
-"""What operators and load balancers ask: /healthz, /readyz, /debug, /metrics, /version.
+"""What operators and load balancers ask: /healthz, /readyz, /debug, /metrics, /version; and tools: /openapi.json.
 
 /healthz and /readyz answer from memory, whatever Redis or a back end does.
 """
@@ -22,6 +22,7 @@ from callboard.hookspecs import HealthCheck
 from callboard.host import Host
 from callboard.lifecycle import Lifecycle
 from callboard.messages import Reply, encode, new_id
+from callboard.openapi import describe
 from callboard.plugins import Plugins
 from callboard.rpc.router import Router
 from callboard.service import Service
@@ -49,6 +50,7 @@ class Health:
         self._plugins = plugins
         self._credentials = credentials
         self._checks = checks
+        self._openapi: bytes | None = None
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -58,6 +60,7 @@ class Health:
             Route("/debug", self.debug),
             Route("/metrics", self.metrics),
             Route("/version", self.show_version),
+            Route("/openapi.json", self.openapi),
         ]
 
     async def healthz(self, _: Request) -> Response:
@@ -94,12 +97,7 @@ class Health:
         return _refusal(MethodNotFound("There is no such namespace."))
 
     async def debug(self, request: Request) -> Response:
-        if not self._host.settings.dev:
-            try:
-                if not self._credentials.identify_request(request).is_unlimited:
-                    raise PermissionDenied
-            except CallError as error:
-                return _refusal(error)
+        self._check_credential(request, unlimited=True)
         names = list(self._checks)
         workflow = self._service("WORKFLOW")
         reports = await asyncio.gather(
@@ -132,6 +130,20 @@ class Health:
     async def show_version(self, _: Request) -> Response:
         plugins = {plugin.name: plugin.version for plugin in self._plugins.all}
         return _json({"version": VERSION, "api_versions": ["v1"], "plugins": plugins})
+
+    async def openapi(self, request: Request) -> Response:
+        """The methods as OpenAPI 3.1; they are those of the start, so it is made once."""
+        self._check_credential(request)
+        if self._openapi is None:
+            self._openapi = await asyncio.to_thread(lambda: encode(describe(self._router.table)))
+        return Response(self._openapi, media_type="application/json")
+
+    def _check_credential(self, request: Request, *, unlimited: bool = False) -> None:
+        """`unlimited`: it must be one that may call everything. In dev mode, for this machine alone, none is needed."""
+        if not self._host.settings.dev:
+            credential = self._credentials.identify_request(request)
+            if unlimited and not credential.is_unlimited:
+                raise PermissionDenied
 
     def _service(self, namespace: str) -> Service | None:
         return next((s for p in self._plugins.healthy() for s in p.services if s.namespace == namespace), None)

@@ -18,7 +18,8 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from callboard.errors import BadRequest, CallError, InvalidArgs
 
 NAMESPACE = re.compile(r"[A-Z][A-Z0-9_]*")
-_IDENTIFIER = re.compile(r"[A-Za-z0-9_.@+=-]{1,128}")
+METHOD = re.compile(rf"{NAMESPACE.pattern}\.[A-Za-z][A-Za-z0-9_]*")
+IDENTIFIER = re.compile(r"[A-Za-z0-9_.@+=-]{1,128}")
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"(?:\s*(:))?')
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 REPLY_CHANNEL_PREFIX = "redis:reply:"
@@ -26,7 +27,7 @@ REPLY_CHANNEL_PREFIX = "redis:reply:"
 
 def check_identifier(value: str, what: str = "uid") -> str:
     """A uid, session id, space code or thread key, or InvalidArgs: `[A-Za-z0-9_.@+=-]{1,128}`, whole."""
-    if not isinstance(value, str) or not _IDENTIFIER.fullmatch(value):
+    if not isinstance(value, str) or not IDENTIFIER.fullmatch(value):
         raise InvalidArgs(f"{what} must match [A-Za-z0-9_.@+=-]{{1,128}}")
     return value
 

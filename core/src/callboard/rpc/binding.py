@@ -35,7 +35,9 @@ class Binding:
     """The arguments of one method."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.parameters = _parameters(function)
+        self.parameters, self.returns = _signature(function)
+        self.types: dict[str, tuple[Any, ...]] = {}
+        """Parameter → its hint, or the members of a union that are tried one after the other."""
         positional = [p for p in self.parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
         self._positional = [p.name for p in positional]
         self._positional_only = [p.name for p in positional if p.kind is inspect.Parameter.POSITIONAL_ONLY]
@@ -109,9 +111,11 @@ class Binding:
     def _hint(self, function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
         hint = parameter.annotation
         if hint is inspect.Parameter.empty or hint is object:
+            self.types[parameter.name] = (Any,)
             return Any
         if parameter.default is None and hint is not Any:
             hint = hint | None  # `x: str = None` means what it looks like
+        self.types[parameter.name] = (hint,)
         try:
             _check_supported(hint)
         except TypeError as error:
@@ -128,12 +132,14 @@ class Binding:
                     f"cannot be read from JSON: {reason}"
                 ) from None
             # msgspec refuses a union such as `datetime | str`; here the first member that accepts the value wins.
+            self.types[parameter.name] = members
             self._unions[parameter.name] = [msgspec.json.Decoder(member, strict=True) for member in members]
             return Raw
         return hint
 
 
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+def _signature(function: Callable[..., Any]) -> tuple[list[inspect.Parameter], Any]:
+    """The parameters, with their hints resolved, and the hint of the result (Any without one)."""
     named = getattr(function, "__qualname__", repr(function))
     try:
         hints = typing.get_type_hints(getattr(function, "__hints_of__", function), include_extras=True)
@@ -144,7 +150,7 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             raise UnsupportedSignature(f"{named}: {parameter} cannot be checked; name each parameter")
         parameters.append(parameter.replace(annotation=hints.get(parameter.name, inspect.Parameter.empty)))
-    return parameters
+    return parameters, hints.get("return", Any)
 
 
 def _struct(name: str, hints: dict[str, Any], *, array_like: bool) -> type[msgspec.Struct]:

@@ -44,6 +44,7 @@ class Table:
         self._rows: dict[str, Endpoint] = {}
         self._bulkheads: dict[str, Bulkhead] = {}
         self._owners: dict[str, str] = {}
+        self._descriptions: dict[str, str] = {}
         self._quarantined: set[str] = set()
 
     def add(self, service: Service, plugin: str) -> None:
@@ -66,6 +67,7 @@ class Table:
         self._rows.update(rows)
         self._bulkheads[namespace] = bulkhead
         self._owners[namespace] = plugin
+        self._descriptions[namespace] = inspect.cleandoc(type(service).__doc__ or "")
 
     def quarantine(self, namespace: str) -> None:
         """Answer every call of this namespace with UNAVAILABLE."""
@@ -85,6 +87,14 @@ class Table:
 
     def get(self, method: str) -> Endpoint | None:
         return self._rows.get(method)
+
+    def endpoints(self) -> list[Endpoint]:
+        """All methods, sorted by name."""
+        return [self._rows[name] for name in sorted(self._rows)]
+
+    def descriptions(self) -> dict[str, str]:
+        """Namespace → what its class says of itself."""
+        return dict(self._descriptions)
 
     def methods_of(self, namespace: str) -> list[str]:
         return sorted(name for name, endpoint in self._rows.items() if endpoint.namespace == namespace)
