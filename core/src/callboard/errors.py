@@ -6,7 +6,9 @@
         ├── InvalidArgs             INVALID_ARGS
         │   ├── BadRequest          … at the door: not JSON, not an envelope (400)
         │   ├── BodyTooLarge        … (413)
-        │   └── NotJson             … by its header (415)
+        │   ├── NotJson             … by its header (415)
+        │   ├── HeadTooLarge        … before the door: the head of the request (431)
+        │   └── RequestTooSlow      … (408)
         ├── MethodNotFound          METHOD_NOT_FOUND
         ├── Unauthenticated         UNAUTHENTICATED
         ├── PermissionDenied        PERMISSION_DENIED
@@ -88,6 +90,18 @@ class NotJson(InvalidArgs):
     """The Content-Type is not application/json."""
 
     http_status = 415
+
+
+class HeadTooLarge(InvalidArgs):
+    """The request's head is larger than the service accepts."""
+
+    http_status = 431
+
+
+class RequestTooSlow(InvalidArgs):
+    """The request did not arrive in time."""
+
+    http_status = 408
 
 
 class MethodNotFound(CallError):

@@ -6,6 +6,7 @@ closes them, bounds the whole stop, and leaves behind threads that never end.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -19,24 +20,29 @@ import uvicorn
 
 from callboard.app import Callboard
 from callboard.errors import ConfigurationError
+from callboard.protocols import Connections, HttpProtocol, WebSocketProtocol
 from callboard.telemetry import Telemetry, log_what_escapes
 
 _TCP_USER_TIMEOUT_MS = 20_000
 _WS_PING_S = 20.0
 _KEEP_ALIVE_S = 75  # above the 60 s idle time-out of common load balancers, or they answer 502
 _MAX_FRAME_BYTES = 64 * 1024
+_MOST_CONNECTIONS = 100_000
+_OWN_DESCRIPTORS = 512
 
 
 class Server(uvicorn.Server):
     """One uvicorn server around one Callboard. `own_process` is false where more lives in the process: in tests."""
+
+    server_state: Connections
 
     def __init__(self, callboard: Callboard, *, own_process: bool = True) -> None:
         budget = callboard.settings.drain_timeout_s
         super().__init__(
             uvicorn.Config(
                 callboard.asgi,
-                http="httptools",
-                ws="websockets-sansio",
+                http=HttpProtocol,
+                ws=WebSocketProtocol,
                 ws_max_size=_MAX_FRAME_BYTES,
                 ws_ping_interval=_WS_PING_S,
                 ws_ping_timeout=_WS_PING_S,
@@ -50,6 +56,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=max(1, int(budget * 0.2)),
             )
         )
+        self.server_state = Connections(most=_most_connections())
         self._callboard = callboard
         self._own_process = own_process
 
@@ -68,12 +75,27 @@ class Server(uvicorn.Server):
             gc.collect()
             gc.freeze()
 
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # ten ticks are a second
+            self.server_state.tend(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # The listening sockets stay open meanwhile, so that the load balancer reads "not ready" and not "gone".
         await self._callboard.drain()
         await super().shutdown(sockets)
         # The signal was obeyed; uvicorn would raise it again, and a clean stop would exit with 143 instead of 0.
         self._captured_signals.clear()
+
+
+def _most_connections() -> int:
+    """How many peers a process can hold, and still open files and connections of its own."""
+    if sys.platform == "win32":
+        return _MOST_CONNECTIONS
+    import resource
+
+    now, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_CONNECTIONS if now == resource.RLIM_INFINITY else max(now // 2, now - _OWN_DESCRIPTORS)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -153,17 +153,9 @@ class _Door:
         limit = self._max_body_bytes
         if head.content_length.isdigit() and int(head.content_length[:20]) > limit:
             raise BodyTooLarge
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Gone
-        body: bytes = message.get("body", b"")
-        if len(body) > limit:
-            raise BodyTooLarge
-        if not message.get("more_body", False):
-            return body
         try:
             async with asyncio.timeout(_BODY_TIMEOUT_S):
-                return await _read_rest(bytearray(body), limit, receive)
+                return await _read_whole(limit, receive)
         except TimeoutError:
             raise BadRequest(f"The body did not arrive within {_BODY_TIMEOUT_S:.0f} s.") from None
 
@@ -203,14 +195,18 @@ class _Door:
             self._telemetry.log.warning("rpc_error", code=code, trace_id=trace_id, stage="reply_to")
 
 
-async def _read_rest(body: bytearray, limit: int, receive: Receive) -> bytes:
+async def _read_whole(limit: int, receive: Receive) -> bytes:
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise _Gone
-        body += message.get("body", b"")
-        if len(body) > limit:
+        part: bytes = message.get("body", b"")
+        if len(body) + len(part) > limit:
             raise BodyTooLarge
+        if not body and not message.get("more_body", False):
+            return part
+        body += part
         if not message.get("more_body", False):
             return bytes(body)
 
