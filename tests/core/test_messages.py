@@ -37,6 +37,8 @@ BAD_BODIES = {
     "Infinity": b'{"method": "A.b", "args": [-Infinity]}',
     "1e400": b'{"method": "A.b", "args": [1e400]}',
     "5,000 digits": b'{"method": "A.b", "args": [' + b"9" * 5000 + b"]}",
+    "65 bits": b'{"method": "A.b", "args": [18446744073709551616]}',
+    "64 bits, negative": b'{"method": "A.b", "args": [{"x": -9223372036854775809}]}',
     "100,000 deep": b'{"method": "A.b", "args": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "invalid UTF-8": b'{"method": "A.b", "args": ["\xff"]}',
     "UTF-16": '{"method": "A.b"}'.encode("utf-16"),
@@ -114,6 +116,13 @@ def test_a_whole_call_passes() -> None:
 def test_identifiers_are_matched_whole(value: str) -> None:
     with pytest.raises(InvalidArgs):
         check_identifier(value)
+
+
+def test_integers_of_64_bits_pass_and_so_do_long_numbers_that_are_none() -> None:
+    args = [2**53 + 1, 2**64 - 1, -(2**63), 12345678901234567890.5, "99999999999999999999"]
+    call = decode_call(json.dumps({"method": "A.b", "args": args}).encode())
+    assert json.loads(encode(call.args)) == args
+    assert json.loads(bytes(decode_kwargs(json.dumps({"a": args}).encode()))) == {"a": args}
 
 
 def test_kwargs_body() -> None:

@@ -1,6 +1,7 @@
 """The wire: what a call, a reply and an event look like, and how bytes become one.
 
-Decoding is strict: UTF-8 only, no NaN or Infinity, no duplicate keys, no lone surrogates, bounded depth. `args` and
+Decoding is strict: UTF-8 only, no NaN or Infinity, no integers beyond 64 bits, no duplicate keys, no lone surrogates,
+bounded depth. `args` and
 `kwargs` stay undecoded (`msgspec.Raw`) until the router knows the method's types.
 """
 
@@ -21,6 +22,7 @@ NAMESPACE = re.compile(r"[A-Z][A-Z0-9_]*")
 METHOD = re.compile(rf"{NAMESPACE.pattern}\.[A-Za-z][A-Za-z0-9_]*")
 IDENTIFIER = re.compile(r"[A-Za-z0-9_.@+=-]{1,128}")
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"(?:\s*(:))?')
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 REPLY_CHANNEL_PREFIX = "redis:reply:"
 
@@ -104,6 +106,7 @@ def decode_call(body: bytes) -> Call:
     try:
         _any_decoder.decode(body)  # malformed JSON inside args and kwargs shows here, before anything runs
         refuse_duplicate_keys(body)
+        refuse_large_integers(body)
         call = _call_decoder.decode(body)
     except msgspec.ValidationError as error:
         raise BadRequest(f"The body is not a call. {error}") from None
@@ -122,6 +125,7 @@ def decode_kwargs(body: bytes) -> Raw:
     try:
         decoded = _any_decoder.decode(body)
         refuse_duplicate_keys(body)
+        refuse_large_integers(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
         raise BadRequest("The body is not valid JSON.") from None
     if not isinstance(decoded, dict):
@@ -142,6 +146,21 @@ def refuse_duplicate_keys(body: bytes) -> None:
     import json
 
     json.loads(body, object_pairs_hook=_refuse_repeated)
+
+
+def refuse_large_integers(body: bytes) -> None:
+    """BadRequest when this valid JSON text has an integer that no reply could carry: one beyond 64 bits."""
+    if _LONG_NUMBER.search(body):
+        import json
+
+        json.loads(body, parse_int=_checked)
+
+
+def _checked(digits: str) -> int:
+    value = int(digits)
+    if not -(2**63) <= value < 2**64:
+        raise BadRequest("The body has an integer beyond 64 bits; send it as text.")
+    return value
 
 
 def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`/openapi.json`: every method as an operation of OpenAPI 3.1, from what it declares alone.
 
 Arguments and results have the schemas of their type hints, titles and descriptions come from docstrings, and
-`x-callboard-effect` and `x-callboard-retry-safe` say what a retry may do (CONTRACT, Methods). Names are those of the
+`x-callboard-effect` and `x-callboard-retry-safe` say what a retry may do (CONTRACT, RPC). Names are those of the
 source: a component is named after its class.
 """
 
