@@ -129,6 +129,15 @@ def test_the_values_that_fit_are_listed(hint: Any, kwargs: bool) -> None:
     assert {"small", "large"} <= set(re.split(r"\W+", refused.value.message))
 
 
+def test_a_long_value_or_name_is_not_quoted_whole() -> None:
+    long = b"x" * 1_000_000
+    for kwargs in (b'{"value": "' + long + b'"}', b'{"' + long + b'": 1}'):
+        with pytest.raises(InvalidArgs) as refused:
+            bind(one(Literal["small", "large"]), kwargs=kwargs)
+        assert len(refused.value.message) < 1_000
+        assert refused.value.message.endswith(("large", "small", "there are: value"))
+
+
 def test_parameters_without_a_hint_pass_as_they_come() -> None:
     def loose(a, b=None):  # type: ignore[no-untyped-def]
         ...

@@ -39,6 +39,7 @@ BAD_BODIES = {
     "5,000 digits": b'{"method": "A.b", "args": [' + b"9" * 5000 + b"]}",
     "65 bits": b'{"method": "A.b", "args": [18446744073709551616]}',
     "64 bits, negative": b'{"method": "A.b", "args": [{"x": -9223372036854775809}]}',
+    "1,001 numbers that take long": b'{"method": "A.b", "args": [' + b"1E+308," * 1_001 + b"0]}",
     "100,000 deep": b'{"method": "A.b", "args": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "invalid UTF-8": b'{"method": "A.b", "args": ["\xff"]}',
     "UTF-16": '{"method": "A.b"}'.encode("utf-16"),
@@ -123,6 +124,14 @@ def test_integers_of_64_bits_pass_and_so_do_long_numbers_that_are_none() -> None
     call = decode_call(json.dumps({"method": "A.b", "args": args}).encode())
     assert json.loads(encode(call.args)) == args
     assert json.loads(bytes(decode_kwargs(json.dumps({"a": args}).encode()))) == {"a": args}
+
+
+def test_extreme_numbers_pass_when_they_are_few_or_text() -> None:
+    for args in ([1e308] * 1_000, ["1e308"] * 2_000, [1e100] * 2_000, ["\\1e308"] * 2_000):
+        call = decode_call(json.dumps({"method": "A.b", "args": args}).encode())
+        assert json.loads(bytes(call.args)) == args
+    with pytest.raises(BadRequest):
+        decode_kwargs(json.dumps({"a": [5e-324] * 1_001}).encode())
 
 
 def test_kwargs_body() -> None:

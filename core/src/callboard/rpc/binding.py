@@ -85,7 +85,7 @@ class Binding:
         try:
             return decoder.decode(text)
         except msgspec.ValidationError as error:
-            raise InvalidArgs(self._explained(_PLACE.sub(self._place, str(error)))) from None
+            raise InvalidArgs(_cut(self._explained(_PLACE.sub(self._place, str(error))))) from None
         except (msgspec.DecodeError, RecursionError, ValueError, OverflowError):
             raise InvalidArgs("The arguments are not valid JSON.") from None
 
@@ -200,4 +200,9 @@ def _first_that_fits(name: str, text: Raw, decoders: list[msgspec.json.Decoder[A
             return decoder.decode(text)
         except (msgspec.DecodeError, ValueError) as error:
             problems.append(str(error))
-    raise InvalidArgs(f"{name}: {'; '.join(problems)}")
+    raise InvalidArgs(_cut(f"{name}: {'; '.join(problems)}"))
+
+
+def _cut(message: str) -> str:
+    """A message that quotes a value or a name, which may be a megabyte, at a bearable length."""
+    return message if len(message) <= 1_000 else f"{message[:500]} … {message[-400:]}"
