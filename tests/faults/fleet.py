@@ -179,7 +179,7 @@ class Fleet:
     async def __aenter__(self) -> Self:
         try:
             self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="callboard-fleet-")))
-            _install(self.folder)
+            install(self.folder, "ledger")
             truth = await self._stack.enter_async_context(ValkeyServer())
             self._truth_url = truth.url
             self.truth = await self._stack.enter_async_context(Redis.from_url(truth.url, decode_responses=True))
@@ -231,9 +231,9 @@ class Fleet:
         return int(await self.truth.get(f"number:{uid}") or 0)
 
 
-def _install(folder: Path) -> None:
-    """Have LEDGER found as an installed plugin is: by an entry point on the path."""
-    about = folder / "ledger-0.dist-info"
+def install(folder: Path, plugin: str) -> None:
+    """Have a plugin of this folder's found as an installed one is: by an entry point on the path."""
+    about = folder / f"{plugin}-0.dist-info"
     about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: ledger\nVersion: 0\n")
-    (about / "entry_points.txt").write_text("[callboard.plugins]\nledger = faults.ledger\n")
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {plugin}\nVersion: 0\n")
+    (about / "entry_points.txt").write_text(f"[callboard.plugins]\n{plugin} = faults.{plugin}\n")
