@@ -253,7 +253,7 @@ async def test_a_long_call_and_an_idle_connection_are_left_alone(service: Runnin
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr("callboard.server._most_connections", lambda: 4)
+    monkeypatch.setattr("callboard.server._most_connections", lambda raise_limit: 4)
     return 4
 
 
@@ -269,6 +269,18 @@ async def test_beyond_the_most_connections_who_shows_nothing_goes_first(few: int
         assert (await response(newest))[0] == 200
         second_writer.write(GOOD)
         assert (await response(second))[0] == 200
+
+
+async def test_beyond_the_most_connections_idle_ones_go_before_the_newcomer(few: int, service: Running) -> None:
+    async with AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(connected(service)) for _ in range(few)]
+        for reader, writer in peers:
+            writer.write(GOOD)
+            assert (await response(reader))[0] == 200
+        newest, newest_writer = await stack.enter_async_context(connected(service))
+        newest_writer.write(GOOD)
+        assert (await response(newest))[0] == 200
+        await ended(peers[0][0])
 
 
 # -- WebSockets

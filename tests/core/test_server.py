@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 
 import pytest
@@ -8,7 +9,7 @@ from support import Recorded
 from uvicorn.logging import AccessFormatter
 
 from callboard.errors import ConfigurationError
-from callboard.server import LibraryLogs, QueryStringFilter, listen, without_query
+from callboard.server import LibraryLogs, QueryStringFilter, _most_connections, listen, without_query
 
 
 def test_a_taken_port_is_a_clear_error() -> None:
@@ -21,6 +22,15 @@ def test_a_taken_port_is_a_clear_error() -> None:
 def test_a_stalled_peer_is_dropped_by_the_kernel() -> None:
     with listen("127.0.0.1", 0) as listener:
         assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+
+
+def test_a_process_holds_as_many_peers_as_its_descriptors_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(1_024, 20_000)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, given: limits.append(given))
+    assert _most_connections(raise_limit=False) == 512
+    assert _most_connections(raise_limit=True) == 20_000 - 512
+    assert limits[-1] == (20_000, 20_000)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ _LINGER_S = 5.0
 _SLICE_BYTES = 4_096
 
 
-class Connections(ServerState):
+class Peers(ServerState):
     """The open connections of a server, and since when each has kept it waiting, the longest first."""
 
     def __init__(self, most: int) -> None:
@@ -45,7 +45,8 @@ class Connections(ServerState):
     def make_room(self, newcomer: HttpProtocol) -> None:
         """Beyond `most` connections, drop the one that has shown nothing for longest; the newcomer when all work."""
         if len(self.connections) > self.most:
-            next(iter(self.heads or self.idle), newcomer).drop()
+            longest = next(iter(self.heads))
+            (next(iter(self.idle), newcomer) if longest is newcomer else longest).drop()
 
     def forget(self, connection: HttpProtocol) -> None:
         for waiting in (self.heads, self.bodies, self.idle):
@@ -66,7 +67,7 @@ class Connections(ServerState):
 class HttpProtocol(HttpToolsProtocol):
     """HTTP/1.1 over one connection."""
 
-    server_state: Connections
+    server_state: Peers
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

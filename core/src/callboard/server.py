@@ -20,7 +20,7 @@ import uvicorn
 
 from callboard.app import Callboard
 from callboard.errors import ConfigurationError
-from callboard.protocols import Connections, HttpProtocol, WebSocketProtocol
+from callboard.protocols import HttpProtocol, Peers, WebSocketProtocol
 from callboard.telemetry import Telemetry, log_what_escapes
 
 _TCP_USER_TIMEOUT_MS = 20_000
@@ -34,7 +34,7 @@ _OWN_DESCRIPTORS = 512
 class Server(uvicorn.Server):
     """One uvicorn server around one Callboard. `own_process` is false where more lives in the process: in tests."""
 
-    server_state: Connections
+    server_state: Peers
 
     def __init__(self, callboard: Callboard, *, own_process: bool = True) -> None:
         budget = callboard.settings.drain_timeout_s
@@ -56,7 +56,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=max(1, int(budget * 0.2)),
             )
         )
-        self.server_state = Connections(most=_most_connections())
+        self.server_state = Peers(most=_most_connections(raise_limit=own_process))
         self._callboard = callboard
         self._own_process = own_process
 
@@ -88,14 +88,19 @@ class Server(uvicorn.Server):
         self._captured_signals.clear()
 
 
-def _most_connections() -> int:
-    """How many peers a process can hold, and still open files and connections of its own."""
+def _most_connections(*, raise_limit: bool) -> int:
+    """How many peers the process can hold, and still open files and connections of its own."""
     if sys.platform == "win32":
         return _MOST_CONNECTIONS
     import resource
 
-    now, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST_CONNECTIONS if now == resource.RLIM_INFINITY else max(now // 2, now - _OWN_DESCRIPTORS)
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if raise_limit and resource.RLIM_INFINITY not in (allowed, most):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        allowed = most
+    if allowed == resource.RLIM_INFINITY:
+        return _MOST_CONNECTIONS
+    return min(_MOST_CONNECTIONS, max(allowed // 2, allowed - _OWN_DESCRIPTORS))
 
 
 def listen(host: str, port: int) -> socket.socket:
