@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -165,15 +165,43 @@ async def test_a_trailer_is_no_header(service: Running) -> None:
         assert (await response(reader))[0] == 200
 
 
-async def test_what_is_answered_early_ends_with_its_answer(service: Running) -> None:
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(protocols, "BODY_TIMEOUT_S", 0.3)
+
+
+async def test_who_sends_on_after_an_early_answer_speaks_to_nobody(service: Running) -> None:
     async with connected(service) as (reader, writer):
         writer.write(HEAD + b"Content-Length: 200000000\r\n\r\n" + b"x" * 100_000)
         assert (await response(reader))[0] == 413
+        with suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(b"x" * 10_000)
+                await writer.drain()
         await ended(reader)
+
+
+async def test_who_stops_after_an_early_answer_is_let_go(service: Running, hurried: None) -> None:
     async with connected(service) as (reader, writer):
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 200000000\r\n\r\n")
         assert (await response(reader))[0] == 200
         await ended(reader)
+
+
+async def test_a_body_that_comes_after_its_answer_is_read_and_the_connection_kept(
+    service: Running, hurried: None
+) -> None:
+    async with connected(service) as (reader, writer):
+        head, body = GOOD.replace(TOKEN, b"")[: -len(BODY)], BODY
+        for _ in range(3):
+            writer.write(head)
+            assert (await response(reader))[0] == 401
+            writer.write(body)
+            async with connected(service) as (silent, _):
+                await ended(silent)  # a round of looking after connections
+        writer.write(GOOD)
+        assert (await response(reader))[0] == 200
 
 
 async def test_pipelined_requests_are_answered_in_order(service: Running) -> None:
@@ -200,12 +228,6 @@ async def test_nobody_pipelines_without_end(service: Running) -> None:
                 break
             answered += 1
     assert answered <= protocols.MAX_PIPELINED + 1
-
-
-@pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocols, "HEAD_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(protocols, "BODY_TIMEOUT_S", 0.3)
 
 
 @pytest.mark.parametrize(

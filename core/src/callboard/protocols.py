@@ -1,8 +1,8 @@
 """uvicorn's two protocols, with the bounds they lack: what a peer may send before it has said who it is.
 
 uvicorn waits for ever for a request's head or body, takes heads of any size, and answers frames as fast as they come.
-Here a head has 10 s, 64 KiB and 128 fields, a body 60 s, and a WebSocket 500 frames a second. A request that is refused
-before it has come whole gets its answer, and then the connection ends; whoever sends on speaks to nobody.
+Here a head has 10 s, 64 KiB and 128 fields, a body 60 s, and a WebSocket 500 frames a second. What is left of a request
+that was refused before it had come whole has as much as a head; then the connection ends.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class HttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._in_head = False
+        self._in_rest = False
         self._is_over = False
         self._unused_bytes = 0
         self._head_bytes = 0
@@ -96,20 +97,28 @@ class HttpProtocol(HttpToolsProtocol):
             self.server_state.forget(self)
             return
         if self._unused_bytes > MAX_HEAD_BYTES:  # one field, a chunk's extension, a trailer, or nothing but line ends
+            if self._in_rest:
+                self._end()
+                return
             self._refusal = HeadTooLarge()
             self.send_400_response("")
             return
         self._note_what_it_waits_for()
 
     def _note_what_it_waits_for(self) -> None:
-        state = self.server_state
+        state, now = self.server_state, self.loop.time()
         state.idle.pop(self, None)
         if self._in_head or self.cycle is None or self.cycle.response_complete:
-            state.heads.setdefault(self, self.loop.time())
+            state.bodies.pop(self, None)
+            if self._in_head or self.timeout_keep_alive_task is None:
+                state.heads.setdefault(self, now)
+            else:
+                state.heads.pop(self, None)
+                state.idle[self] = now
             return
         state.heads.pop(self, None)
         if self.cycle.more_body:
-            state.bodies.setdefault(self, self.loop.time())
+            state.bodies.setdefault(self, now)
         else:
             state.bodies.pop(self, None)
 
@@ -125,7 +134,9 @@ class HttpProtocol(HttpToolsProtocol):
         if self.flow.read_paused:
             self.server_state.bodies[self] = self.loop.time()
             return
-        if self._unused_bytes or self._in_head or (self.cycle is not None and not self.cycle.response_complete):
+        if self._in_rest:
+            self.drop()
+        elif self._unused_bytes or self._in_head or (self.cycle is not None and not self.cycle.response_complete):
             self._refusal = RequestTooSlow()
             self.send_400_response("")
         else:  # it never said anything
@@ -167,28 +178,31 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self._unused_bytes = 0
+        if not self._in_rest:
+            self._unused_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._unused_bytes = 0
         super().on_message_complete()
+        if self._in_rest:
+            self._in_rest = False
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     # -- the end of a request
 
     def on_response_complete(self) -> None:
-        self.server_state.bodies.pop(self, None)
         unread = self.cycle.more_body and not self.pipeline
         super().on_response_complete()
         if self.transport.is_closing() or self._is_over:
             return
         if unread:
+            self._in_rest = True
+            self._unused_bytes = 0
             self._unset_keepalive_if_required()
-            self._end()
-        elif self.timeout_keep_alive_task is None:  # the next of a pipeline has begun
-            self._note_what_it_waits_for()
-        elif not self._in_head:
-            self.server_state.idle[self] = self.loop.time()
+        self._note_what_it_waits_for()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be parsed. Answers still due are sent before the connection ends; none is mixed up."""
