@@ -31,46 +31,43 @@ _SLICE_BYTES = 4_096
 
 
 class Peers(ServerState):
-    """The open connections of a server, and since when each has kept it waiting, the longest first."""
+    """The open connections of a server."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
         self.most = most
-        self.heads: dict[HttpProtocol, float] = {}
-        """A head is expected: a new connection, or one that has begun its next request."""
-        self.bodies: dict[HttpProtocol, float] = {}
-        self.idle: dict[HttpProtocol, float] = {}
-        """Kept alive between two requests; uvicorn's own timer ends it."""
 
     def make_room(self, newcomer: HttpProtocol) -> None:
-        """Beyond `most` connections, drop the one that has shown nothing for longest; the newcomer when all work."""
-        if len(self.connections) > self.most:
-            longest = next(iter(self.heads))
-            (next(iter(self.idle), newcomer) if longest is newcomer else longest).drop()
+        """Beyond `most`, drop who owes a request for longest, then the longest idle; the newcomer when all work.
 
-    def forget(self, connection: HttpProtocol) -> None:
-        for waiting in (self.heads, self.bodies, self.idle):
-            waiting.pop(connection, None)
+        A hundredth of them at a time, so that a flood of newcomers does not cost a look at all of them each.
+        """
+        if len(self.connections) <= self.most:
+            return
+        waiting = [one for one in self._of_http() if one.is_waiting and one is not newcomer]
+        waiting.sort(key=lambda one: (one.is_idle, one.since))
+        for one in waiting[: 1 + self.most // 100] or (newcomer,):
+            one.drop()
 
     def tend(self, now: float) -> None:
         """End what has taken too long; once a second or so."""
-        for waiting, timeout_s in ((self.heads, HEAD_TIMEOUT_S), (self.bodies, BODY_TIMEOUT_S)):
-            late = []
-            for connection, since in waiting.items():
-                if now - since <= timeout_s:
-                    break
-                late.append(connection)
-            for connection in late:
-                connection.expire()
+        for one in self._of_http():
+            timeout_s = one.timeout_s
+            if timeout_s is not None and now - one.since > timeout_s:
+                one.expire()
+
+    def _of_http(self) -> list[HttpProtocol]:
+        return [one for one in self.connections if isinstance(one, HttpProtocol)]
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """HTTP/1.1 over one connection."""
+    """HTTP/1.1 over one connection. `since`: when what it is waiting for, or doing, began, by the loop's clock."""
 
     server_state: Peers
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.since = self.loop.time()
         self._in_head = False
         self._in_rest = False
         self._is_over = False
@@ -78,14 +75,31 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._refusal: CallError | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Kept alive between two requests; uvicorn's own timer ends it."""
+        return not (self._in_head or self._in_rest) and self.timeout_keep_alive_task is not None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Nothing is being done for it."""
+        return not self._is_over and (self.cycle is None or self.cycle.response_complete)
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How long the peer may take for what it owes; None when it owes nothing, or is not being read."""
+        if self._is_over or self.flow.read_paused or self.is_idle:
+            return None
+        if self._in_head or self.is_waiting:
+            return HEAD_TIMEOUT_S
+        return BODY_TIMEOUT_S if self.cycle.more_body else None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.server_state.heads[self] = self.loop.time()
         self.server_state.make_room(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_over = True
-        self.server_state.forget(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -93,54 +107,25 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._unused_bytes += len(data)
         super().data_received(data)
-        if self._is_over or self.transport.get_protocol() is not self:
-            self.server_state.forget(self)
-            return
         if self._unused_bytes > MAX_HEAD_BYTES:  # one field, a chunk's extension, a trailer, or nothing but line ends
             if self._in_rest:
                 self._end()
-                return
-            self._refusal = HeadTooLarge()
-            self.send_400_response("")
-            return
-        self._note_what_it_waits_for()
-
-    def _note_what_it_waits_for(self) -> None:
-        state, now = self.server_state, self.loop.time()
-        state.idle.pop(self, None)
-        if self._in_head or self.cycle is None or self.cycle.response_complete:
-            state.bodies.pop(self, None)
-            if self._in_head or self.timeout_keep_alive_task is None:
-                state.heads.setdefault(self, now)
             else:
-                state.heads.pop(self, None)
-                state.idle[self] = now
-            return
-        state.heads.pop(self, None)
-        if self.cycle.more_body:
-            state.bodies.setdefault(self, now)
-        else:
-            state.bodies.pop(self, None)
+                self._refusal = HeadTooLarge()
+                self.send_400_response("")
 
     def drop(self) -> None:
         """End the connection now; what was not yet sent is lost."""
         self._is_over = True
-        self.server_state.forget(self)
         self.transport.abort()
 
     def expire(self) -> None:
-        """The peer had its time, unless it was the application that did not read."""
-        self.server_state.forget(self)
-        if self.flow.read_paused:
-            self.server_state.bodies[self] = self.loop.time()
-            return
-        if self._in_rest:
-            self.drop()
-        elif self._unused_bytes or self._in_head or (self.cycle is not None and not self.cycle.response_complete):
+        """The peer had its time."""
+        if self._in_rest or not (self._unused_bytes or self._in_head or self.cycle):
+            self.drop()  # it has its answer, or never said anything
+        else:
             self._refusal = RequestTooSlow()
             self.send_400_response("")
-        else:  # it never said anything
-            self.drop()
 
     # -- the parser's calls
 
@@ -148,31 +133,31 @@ class HttpProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("pipelined without end")
         super().on_message_begin()
+        self.since = self.loop.time()
         self._in_head = True
         self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
+        self._head_bytes += len(url)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refusal = HeadTooLarge()
+            raise self._refusal
         super().on_url(url)
-        self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
             return  # a trailer; uvicorn would add it to the head, whose fields were checked
-        super().on_header(name, value)
-        self._count(len(name) + len(value))
-        if len(self.headers) > MAX_HEADERS:
-            self._count(MAX_HEAD_BYTES)
-
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > MAX_HEAD_BYTES:
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > MAX_HEAD_BYTES or len(self.headers) >= MAX_HEADERS:
             self._refusal = HeadTooLarge()
             raise self._refusal
+        HttpToolsProtocol.on_header(self, name, value)
 
     def on_headers_complete(self) -> None:
+        self.since = self.loop.time()
         self._in_head = False
         self._unused_bytes = 0
-        hosts = sum(name == b"host" for name, _ in self.headers)
+        hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0") or not self.url.isascii():
             raise ValueError("not exactly one Host, or not an URL")
         super().on_headers_complete()
@@ -196,13 +181,11 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         unread = self.cycle.more_body and not self.pipeline
         super().on_response_complete()
-        if self.transport.is_closing() or self._is_over:
-            return
-        if unread:
+        self.since = self.loop.time()
+        if unread and not self._is_over and not self.transport.is_closing():
             self._in_rest = True
             self._unused_bytes = 0
             self._unset_keepalive_if_required()
-        self._note_what_it_waits_for()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be parsed. Answers still due are sent before the connection ends; none is mixed up."""
@@ -225,7 +208,6 @@ class HttpProtocol(HttpToolsProtocol):
     def _end(self) -> None:
         """Send what there is to send, and then nothing; hear the peer out for a moment, or it sees a reset instead."""
         self._is_over = True
-        self.server_state.forget(self)
         if self.transport.can_write_eof():
             self.transport.write_eof()
             self.loop.call_later(_LINGER_S, self.transport.abort)
