@@ -12,6 +12,8 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp
 
+from callboard.protocols import HttpProtocol, Peers, WebSocketProtocol
+
 Serve = Callable[..., Awaitable[str]]
 
 
@@ -20,10 +22,11 @@ async def running(app: ASGIApp, **options: Any) -> AsyncIterator[str]:
     """Serve `app`; yields `host:port`."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
         config = uvicorn.Config(
-            app, lifespan="off", log_config=None, http="httptools", ws="websockets-sansio", ws_max_size=65_536,
+            app, lifespan="off", log_config=None, http=HttpProtocol, ws=WebSocketProtocol, ws_max_size=65_536,
             ws_per_message_deflate=False, timeout_graceful_shutdown=1, proxy_headers=False, **options,
         )  # fmt: skip
         server = uvicorn.Server(config)
+        server.server_state = Peers(most=10_000)
         task = asyncio.create_task(server.serve(sockets=[listening]))
         host, port = listening.getsockname()
         try:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 import click
 import pytest
 from click.testing import CliRunner, Result
+from redis.asyncio import Redis
+from websockets.asyncio.client import connect
 
 from callboard import Service, hookimpl, method
 from callboard.cli import main
@@ -164,3 +167,37 @@ async def test_serve_starts_stops_and_leaves_with_0(valkey_server: ValkeyServer)
     assert await process.wait() == 0
     assert events[0] == "service_start"
     assert events[-2:] == ["service_drain", "service_stop"]
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT] * 3, [signal.SIGTERM] * 3, [signal.SIGTERM, signal.SIGINT]])
+async def test_more_signals_stop_it_no_less_cleanly(own_valkey: ValkeyServer, signals: list[signal.Signals]) -> None:
+    environ = {
+        "LISTENERS_SERVICE_TOKEN": "t0ken",
+        "LISTENERS_REDIS_HOST": "127.0.0.1",
+        "LISTENERS_REDIS_PORT": str(own_valkey.port),
+        "LISTENERS_PLUGINS": "registry",
+        "PATH": "",
+    }
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "callboard", "serve", "--port", str(port), "--host", "127.0.0.1",
+        env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    while json.loads(await process.stdout.readline())["event"] != "service_ready":
+        pass
+    url, headers = f"ws://127.0.0.1:{port}/ws?uid=ann", {"Authorization": "Bearer t0ken"}
+    async with connect(url, additional_headers=headers, proxy=None) as client:
+        await client.send('{"type":"ping"}')
+        await client.recv()
+        for signum in signals:
+            process.send_signal(signum)
+            await client.wait_closed()  # the first was heeded, and what comes now falls into the release
+    assert client.close_code == 3001
+    logged = [json.loads(line)["event"] async for line in process.stdout]
+    assert (await process.wait(), await process.stderr.read()) == (0, b"")
+    assert logged[-1] == "service_stop"
+    async with Redis(port=own_valkey.port) as redis:
+        assert await redis.keys() == [b"callboard:presence:user:{ann}"]  # what she may see, for her return

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import resource
 import socket
+from contextlib import suppress
 
 import pytest
 from support import Recorded
@@ -31,6 +32,20 @@ def test_a_process_holds_as_many_peers_as_its_descriptors_allow(monkeypatch: pyt
     assert _most_connections(raise_limit=False) == 512
     assert _most_connections(raise_limit=True) == 20_000 - 512
     assert limits[-1] == (20_000, 20_000)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_a_peer_does_not_read_does_not_wait_in_the_kernel(ours: bool) -> None:
+    """`ours` false: the control, a listening socket as Python makes it."""
+    with listen("127.0.0.1", 0) if ours else socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(True)
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            accepted.setblocking(False)
+            taken = 0
+            with suppress(BlockingIOError):
+                while True:
+                    taken += accepted.send(b"x" * 65_536)
+    assert (taken < 1_000_000) is ours
 
 
 @pytest.mark.parametrize(

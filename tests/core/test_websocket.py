@@ -840,6 +840,29 @@ async def test_clients_that_show_no_credential_are_bounded(
 # -- what clients send
 
 
+async def test_a_users_sockets_are_bounded(serve: Serve, make_settings: MakeSettings, recorded: Recorded) -> None:
+    settings = make_settings(LISTENERS_MAX_CONNECTIONS="3", LISTENERS_MAX_CONNECTIONS_PER_USER="2")
+    async with replica(serve, settings, recorded) as desk, desk.synced():
+        async with desk.synced():
+            assert await desk.refused() == CloseCode.TOO_MANY
+            async with desk.open(uid="another"):
+                await eventually(lambda: desk.gateway.connections == 3)
+                assert await desk.refused(url=desk.url(uid="third")) == CloseCode.UNAVAILABLE
+        await eventually(lambda: desk.gateway.connections == 1)
+        async with desk.synced():
+            assert desk.gateway.connections == 2
+
+
+async def test_no_connection_is_kept_for_ever(serve: Serve, make_settings: MakeSettings, recorded: Recorded) -> None:
+    settings = make_settings(LISTENERS_MAX_CONNECTION_AGE_S="1")
+    async with replica(serve, settings, recorded, tend_interval_s=0.05) as desk:
+        began = time.monotonic()
+        async with desk.synced() as client:
+            assert await closed(client) == CloseCode.CREDENTIAL_EXPIRED
+            assert client.close_reason == "The connection is too old."
+        assert time.monotonic() - began >= 0.9
+
+
 async def test_clients_may_ping_and_say_nothing_else(desk: Replica) -> None:
     async with desk.synced() as client:
         for ignored in (
@@ -994,11 +1017,14 @@ async def test_a_client_that_answers_no_ping_is_dropped(
     serve: Serve, make_settings: MakeSettings, recorded: Recorded
 ) -> None:
     options: Any = {"limits": Limits(outbox_bytes=1_000_000_000, stuck_after_s=0.1), "tend_interval_s": 0.05}
-    options["server"] = {"ws_ping_interval": 0.5, "ws_ping_timeout": 0.5}
+    options["server"] = {"ws_ping_interval": 3_600, "ws_ping_timeout": 0.2}
     async with replica(serve, make_settings(), recorded, **options) as desk, Stalled(desk):
         await eventually(lambda: desk.gateway.connections == 1)
         for _ in range(50):  # more than the kernel's buffers hold
             await desk.publish(1, job_id="x" * 200_000)
+        (transport,) = desk.transports
+        await eventually(transport.get_write_buffer_size)
+        transport.get_protocol().send_keepalive_ping()  # an earlier one might find nothing that waits to be read
         await eventually(lambda: recorded.metric("callboard_ws_closed_total", code="3012") == 1)
         assert not holds_bytes(desk.transports[0])
 
@@ -1047,5 +1073,5 @@ async def test_logs_name_no_session_and_no_query(
 
 
 def test_close_codes_say_whether_to_reconnect() -> None:
-    assert {code for code in CloseCode if not code.reconnect} == {3500, 3501, 3507}
+    assert {code for code in CloseCode if not code.reconnect} == {3500, 3501, 3505, 3507}
     assert all(code.reason for code in CloseCode)

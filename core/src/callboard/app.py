@@ -257,7 +257,8 @@ class Callboard:
     async def drain(self) -> None:
         """Let go, inside the budget: no new work, sockets reconnect elsewhere, calls finish, leases are released.
 
-        Called at SIGTERM, before the server closes its sockets; a second call does nothing.
+        Called at SIGTERM, before the server closes its sockets; a second call does nothing. Once `lifecycle` is hurried
+        no call is waited for any more.
         """
         if self._let_go:
             return
@@ -265,9 +266,22 @@ class Callboard:
         self.lifecycle.drain()
         self.telemetry.log.info("service_drain", calls=self.router.in_flight, sockets=self.websockets.connections)
         budget = self.settings.drain_timeout_s
-        await self.websockets.drain()
-        await self.router.drain(budget * 0.6)
+        await asyncio.gather(self.websockets.drain(), self._drain_calls(budget * 0.6))
         await self.listeners.drain()
+
+    async def _drain_calls(self, patience_s: float) -> None:
+        patient = asyncio.create_task(self.router.drain(patience_s), name="drain of calls")
+        hurried = asyncio.create_task(self.lifecycle.hurried.wait(), name="drain hurried")
+        try:
+            await asyncio.wait({patient, hurried}, return_when=asyncio.FIRST_COMPLETED)
+            if patient.done():
+                await patient
+                return
+        finally:
+            for task in (patient, hurried):
+                task.cancel()
+            await asyncio.wait({patient, hurried})
+        await self.router.drain(0)
 
 
 def create_app(

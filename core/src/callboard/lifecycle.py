@@ -13,6 +13,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self.state: State = "starting"
         self.draining = asyncio.Event()
+        self.hurried = asyncio.Event()
         self._born = time.monotonic()
 
     def ready(self) -> None:
@@ -24,6 +25,10 @@ class Lifecycle:
         if self.state in ("starting", "ready"):
             self.state = "draining"
             self.draining.set()
+
+    def hurry(self) -> None:
+        """Whoever stops the service waits for it: what runs is interrupted, and let go as cleanly as ever."""
+        self.hurried.set()
 
     def stopped(self) -> None:
         self.state = "stopped"

@@ -10,9 +10,13 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -24,7 +28,10 @@ from callboard.protocols import HttpProtocol, Peers, WebSocketProtocol
 from callboard.telemetry import Telemetry, log_what_escapes
 
 _TCP_USER_TIMEOUT_MS = 20_000
-_WS_PING_S = 20.0
+_TCP_NOTSENT_LOWAT = 128 * 1024
+"""What a peer does not read waits in its outbox, which is bounded, and not 4 MB of it in the kernel."""
+WS_PING_S = 20.0
+"""Below the 60 s after which common load balancers cut an idle connection."""
 _KEEP_ALIVE_S = 75  # above the 60 s idle time-out of common load balancers, or they answer 502
 _MAX_FRAME_BYTES = 64 * 1024
 _MOST_CONNECTIONS = 100_000
@@ -32,20 +39,23 @@ _OWN_DESCRIPTORS = 512
 
 
 class Server(uvicorn.Server):
-    """One uvicorn server around one Callboard. `own_process` is false where more lives in the process: in tests."""
+    """One uvicorn server around one Callboard. `own_process` is false where more lives in the process: in tests.
+
+    The first SIGTERM or SIGINT stops it, inside the budget; a second SIGINT has it stop waiting for calls. With
+    `own_process` no signal does more than that until the process ends. `ws_ping_s` None: idle sockets hear nothing.
+    """
 
     server_state: Peers
 
-    def __init__(self, callboard: Callboard, *, own_process: bool = True) -> None:
-        budget = callboard.settings.drain_timeout_s
+    def __init__(self, callboard: Callboard, *, own_process: bool = True, ws_ping_s: float | None = WS_PING_S) -> None:
         super().__init__(
             uvicorn.Config(
                 callboard.asgi,
                 http=HttpProtocol,
                 ws=WebSocketProtocol,
                 ws_max_size=_MAX_FRAME_BYTES,
-                ws_ping_interval=_WS_PING_S,
-                ws_ping_timeout=_WS_PING_S,
+                ws_ping_interval=ws_ping_s,
+                ws_ping_timeout=ws_ping_s,
                 ws_per_message_deflate=False,
                 lifespan="on",
                 log_config=None,
@@ -53,20 +63,36 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=max(1, int(budget * 0.2)),
             )
         )
         self.server_state = Peers(most=_most_connections(raise_limit=own_process))
         self._callboard = callboard
         self._own_process = own_process
+        self._until: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.should_exit:
+        if self._until is None:
+            budget_s = self._callboard.settings.drain_timeout_s
+            self._until = time.monotonic() + budget_s
             self._callboard.lifecycle.drain()
-            last_resort = threading.Timer(self._callboard.settings.drain_timeout_s, _exit_now, args=(1,))
+            last_resort = threading.Timer(budget_s, _exit_now, args=(1,))
             last_resort.daemon = True
             last_resort.start()
-        super().handle_exit(sig, frame)
+            self.should_exit = True
+        elif sig == signal.SIGINT:
+            self._callboard.lifecycle.hurry()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn would restore the handlers and raise the signals again: the next Ctrl-C would interrupt whatever is
+        # still being released, and a clean stop would exit with 143 instead of 0.
+        if not self._own_process:
+            with super().capture_signals():
+                yield
+            return
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self.handle_exit)
+        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -83,9 +109,16 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # The listening sockets stay open meanwhile, so that the load balancer reads "not ready" and not "gone".
         await self._callboard.drain()
+        self.config.timeout_graceful_shutdown = self._grace_s()
         await super().shutdown(sockets)
-        # The signal was obeyed; uvicorn would raise it again, and a clean stop would exit with 143 instead of 0.
-        self._captured_signals.clear()
+
+    def _grace_s(self) -> int:
+        """What is left for requests that are no calls, and the closing of services: a part of it for the former."""
+        if self._callboard.lifecycle.hurried.is_set():
+            return 1
+        budget_s = self._callboard.settings.drain_timeout_s
+        left_s = budget_s if self._until is None else self._until - time.monotonic()
+        return max(1, int(min(budget_s * 0.2, left_s * 0.5)))
 
 
 def _most_connections(*, raise_limit: bool) -> int:
@@ -104,7 +137,7 @@ def _most_connections(*, raise_limit: bool) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; a peer that stops reading is dropped by the kernel after 20 s.
+    """A listening socket; a peer that stops acknowledging is dropped by the kernel after 20 s.
 
     Raises ConfigurationError when the address is taken or not this machine's.
     """
@@ -114,6 +147,8 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _TCP_USER_TIMEOUT_MS)
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _TCP_NOTSENT_LOWAT)
     try:
         listener.bind((host, port))
     except OSError as error:

@@ -200,6 +200,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     namespace_threads: Annotated[int, Help("threads for a namespace's sync methods", ge=1)] = variable(
         "LISTENERS_NAMESPACE_THREADS", default=16
     )
+    max_connections: Annotated[int, Help("WebSockets of this replica; one more is refused with 3011", ge=1)] = variable(
+        "LISTENERS_MAX_CONNECTIONS", default=10_000
+    )
+    max_connections_per_user: Annotated[
+        int, Help("WebSockets of one user on this replica; one more is refused with 3505", ge=1)
+    ] = variable("LISTENERS_MAX_CONNECTIONS_PER_USER", default=100)
+    max_connection_age_s: Annotated[
+        int, Help("seconds, ±10 %, after which a WebSocket is closed with 3005, to reconnect", ge=1)
+    ] = variable("LISTENERS_MAX_CONNECTION_AGE_S", default=43_200)
     drain_timeout_s: Annotated[float, Help("seconds from SIGTERM to exit", ge=1)] = variable(
         "LISTENERS_DRAIN_TIMEOUT_S", default=30.0
     )

@@ -19,6 +19,7 @@ class CloseCode(IntEnum):
     NO_PONG = 3012
     BAD_CREDENTIAL = 3500
     BAD_REQUEST = 3501
+    TOO_MANY = 3505
     FORBIDDEN = 3507
 
     @property
@@ -40,6 +41,7 @@ REASONS: Mapping[int, str] = {
     CloseCode.NO_PONG: "The client did not answer a ping.",
     CloseCode.BAD_CREDENTIAL: "A valid credential is needed.",
     CloseCode.BAD_REQUEST: "The request or a frame makes no sense.",
+    CloseCode.TOO_MANY: "The user has too many connections.",
     CloseCode.FORBIDDEN: "This credential may not do that.",
 }
 

@@ -7,6 +7,7 @@ is read; what the bus brings meanwhile waits in the outbox. The same after a gap
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -64,8 +65,12 @@ class Connection:
         resync_delay_s: Callable[[], float],
         thread: Thread | None = None,
         expires_in_s: float | None = None,
+        ends_in_s: float = math.inf,
     ) -> None:
-        """`resync_delay_s` spreads the snapshots that all sockets need after a gap. `thread`: the one it has open."""
+        """`resync_delay_s` spreads the snapshots that all sockets need after a gap. `thread`: the one it has open.
+
+        `expires_in_s`: what is left of its credential; `ends_in_s`: after this it is too old, whatever its credential.
+        """
         self.uid = uid
         self._thread = thread
         self._outbox = Outbox(uid, self._overflowed, max_bytes=limits.outbox_bytes, max_age_s=limits.outbox_age_s)
@@ -75,7 +80,8 @@ class Connection:
         self._telemetry = telemetry
         self._limits = limits
         self._resync_delay_s = resync_delay_s
-        self._expires_at = None if expires_in_s is None else time.monotonic() + expires_in_s
+        self._expires_at = time.monotonic() + (math.inf if expires_in_s is None else expires_in_s)
+        self._ends_at = time.monotonic() + ends_in_s
         self._incoming = msgspec.json.Decoder(_Incoming)
         self._verdict: Refused | None = None
         self._interrupt: asyncio.Timeout | None = None
@@ -122,8 +128,10 @@ class Connection:
         late = self._sending_since is not None and now - self._sending_since > self._limits.outbox_age_s
         if late or self._outbox.is_late(now):
             self.close(CloseCode.TOO_SLOW)
-        elif self._expires_at is not None and now >= self._expires_at:
+        elif now >= self._expires_at:
             self.close(CloseCode.CREDENTIAL_EXPIRED)
+        elif now >= self._ends_at:
+            self.close(CloseCode.CREDENTIAL_EXPIRED, "The connection is too old.")
         elif self._socket.is_closing:
             self._closing_since = self._closing_since or now
             if now - self._closing_since > self._limits.stuck_after_s:

@@ -14,6 +14,7 @@ import asyncio
 import math
 import random
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Self
 
 from starlette.routing import BaseRoute, WebSocketRoute
@@ -69,7 +70,7 @@ class WebSocketGateway:
         limits: Limits | None = None,
         first_frame_timeout_s: float = 5.0,
         max_entering: int = _MAX_ENTERING,
-        drain_spread_s: float = 3.0,
+        drain_spread_s: float | None = None,
         tend_interval_s: float = 1.0,
         heartbeat_interval_s: float | None = None,
     ) -> None:
@@ -87,10 +88,14 @@ class WebSocketGateway:
         self._telemetry = telemetry
         self._limits = limits or Limits()
         self._max_entering = max_entering
-        self._drain_spread_s = drain_spread_s
+        self._max_open = settings.max_connections
+        self._max_open_per_user = settings.max_connections_per_user
+        self._max_age_s = settings.max_connection_age_s
+        self._drain_spread_s = min(3.0, settings.drain_timeout_s * 0.1) if drain_spread_s is None else drain_spread_s
         self._tend_interval_s = tend_interval_s
         self._heartbeat_interval_s = heartbeat_interval_s or settings.heartbeat_interval_s
         self._open: dict[Connection, Visit] = {}
+        self._open_by: Counter[str] = Counter()
         self._confined: dict[Connection, Visit] = {}
         self._sessions = Sessions(
             presence, telemetry, self._open.values, heartbeat_interval_s=self._heartbeat_interval_s
@@ -147,10 +152,11 @@ class WebSocketGateway:
         try:
             await socket.accept()
             self._refuse_unless_ready()
-            if self._entering > self._max_entering:
+            if self._entering > self._max_entering or len(self._open) >= self._max_open:
                 raise Refused(CloseCode.UNAVAILABLE)
             admitted = await self._admission.admit(socket)
             self._refuse_unless_ready()
+            self._refuse_surplus(admitted.visit.uid)
         except Gone:
             return
         except Refused as refusal:
@@ -173,11 +179,18 @@ class WebSocketGateway:
         if self._draining or self._lifecycle.state != "ready":
             raise Refused(CloseCode.SHUTTING_DOWN)
 
+    def _refuse_surplus(self, uid: str) -> None:
+        if len(self._open) >= self._max_open:
+            raise Refused(CloseCode.UNAVAILABLE)
+        if self._open_by[uid] >= self._max_open_per_user:
+            raise Refused(CloseCode.TOO_MANY)
+
     async def _serve(self, socket: Socket, admitted: Admitted) -> None:
         visit = admitted.visit
         connection = Connection(
             socket, visit.uid, self._hub, self._listeners, self._telemetry, self._limits,
             resync_delay_s=self._resync_delay_s, thread=visit.thread, expires_in_s=admitted.expires_in_s,
+            ends_in_s=self._max_age_s * random.uniform(0.9, 1.1),  # noqa: S311 - what came together leaves spread
         )  # fmt: skip
         log = self._telemetry.log.bind(
             uid=self._telemetry.user(visit.uid), session=self._telemetry.user(visit.session_id)
@@ -205,6 +218,7 @@ class WebSocketGateway:
 
     def _opened(self, connection: Connection, admitted: Admitted) -> None:
         visit = self._open[connection] = admitted.visit
+        self._open_by[visit.uid] += 1
         if visit.thread is not None and not admitted.acts_for_users:
             self._confined[connection] = visit
         self._reviews.opened(connection, admitted.token)
@@ -213,6 +227,9 @@ class WebSocketGateway:
 
     def _closed(self, connection: Connection, visit: Visit) -> None:
         del self._open[connection]
+        self._open_by[visit.uid] -= 1
+        if not self._open_by[visit.uid]:
+            del self._open_by[visit.uid]
         self._confined.pop(connection, None)
         self._reviews.closed(connection)
         self._sessions.closed(visit)
