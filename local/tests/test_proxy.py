@@ -98,6 +98,20 @@ async def test_new_connections_go_where_they_are_sent(proxy: FaultProxy, own_val
             assert (await after.info("server"))["tcp_port"] == own_valkey.port
 
 
+async def test_idle_connections_are_cut_and_busy_ones_are_not(proxy: FaultProxy) -> None:
+    proxy.idle_limit_s = 1.0
+    async with connected(proxy) as idle, connected(proxy) as busy:
+        await idle.ping()
+        began = time.monotonic()
+        while proxy.open == 2 or time.monotonic() - began < 2:
+            await busy.ping()
+            await asyncio.sleep(0.05)
+            assert time.monotonic() - began < 20
+        assert proxy.open == 1
+        assert not await answers(idle)
+        assert await answers(busy)
+
+
 async def test_a_black_hole_takes_old_and_new_connections(proxy: FaultProxy) -> None:
     async with connected(proxy) as old:
         assert await answers(old)

@@ -43,6 +43,8 @@ class Page:
         """Events whose id had been seen, and which it ignored."""
         self.closed: list[int] = []
         """The close codes of its sockets, 1006 for those without."""
+        self.closed_at = 0.0
+        """When its last socket ended, on the monotonic clock."""
         self.is_connected = False
         self.connects = 0
         self.last_event_at = 0.0
@@ -92,7 +94,7 @@ class Page:
                     self.breaches.append(f"closed for good: {code}")
                     return
             finally:
-                self.is_connected = False
+                self.is_connected, self.closed_at = False, time.monotonic()
             await asyncio.sleep(random.uniform(0, self._longest_pause_s))
 
     def take(self, event: dict[str, Any]) -> None:

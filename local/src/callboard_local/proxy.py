@@ -37,6 +37,8 @@ class FaultProxy:
         """Each chunk, each way, is late by `delay_s` ± `jitter_s`, in order."""
         self.bytes_per_s: float | None = None
         """Each way of each connection."""
+        self.idle_limit_s: float | None = None
+        """A connection made from now on is reset when no byte has come either way for this long."""
         self._target = host, port
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
@@ -129,7 +131,10 @@ class FaultProxy:
         link.lost = self._is_black_hole
         self._links.add(link)
         try:
-            await link.pass_on()
+            async with asyncio.timeout(self.idle_limit_s) as link.idle:
+                await link.pass_on()
+        except TimeoutError:
+            pass
         finally:
             self._links.discard(link)
             link.reset()
@@ -140,6 +145,11 @@ class FaultProxy:
             return False
         self._reply_to_drop = None
         return True
+
+    def is_busy(self, idle: asyncio.Timeout | None) -> None:
+        """Bytes came: the connection's idle time begins anew."""
+        if idle is not None and self.idle_limit_s is not None and not idle.expired():
+            idle.reschedule(asyncio.get_running_loop().time() + self.idle_limit_s)
 
     async def hold(self, since: float) -> None:
         """Wait as long as a chunk that came at `since`, by the loop's clock, has to be late."""
@@ -162,6 +172,7 @@ class _Link:
         self.lost = False
         self.said = bytearray()
         self.to_client = to_client
+        self.idle: asyncio.Timeout | None = None
         self.task: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]  # we are in one
         self._proxy = proxy
         self._from_client = from_client
@@ -189,6 +200,7 @@ class _Link:
         writing = asyncio.create_task(self._write(chunks, writer))
         try:
             while data := await reader.read(_CHUNK_BYTES):
+                self._proxy.is_busy(self.idle)
                 if requests:
                     self.said += data[: _REMEMBERED_BYTES - len(self.said)]
                 if requests and self._proxy.takes_the_reply_to(data):
