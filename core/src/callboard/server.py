@@ -30,8 +30,7 @@ from callboard.telemetry import Telemetry, log_what_escapes
 _TCP_USER_TIMEOUT_MS = 20_000
 _TCP_NOTSENT_LOWAT = 128 * 1024
 """What a peer does not read waits in its outbox, which is bounded, and not 4 MB of it in the kernel."""
-WS_PING_S = 20.0
-"""Below the 60 s after which common load balancers cut an idle connection."""
+_WS_PONG_TIMEOUT_S = 20.0
 _KEEP_ALIVE_S = 75  # above the 60 s idle time-out of common load balancers, or they answer 502
 _MAX_FRAME_BYTES = 64 * 1024
 _MOST_CONNECTIONS = 100_000
@@ -42,20 +41,20 @@ class Server(uvicorn.Server):
     """One uvicorn server around one Callboard. `own_process` is false where more lives in the process: in tests.
 
     The first SIGTERM or SIGINT stops it, inside the budget; a second SIGINT has it stop waiting for calls. With
-    `own_process` no signal does more than that until the process ends. `ws_ping_s` None: idle sockets hear nothing.
+    `own_process` no signal does more than that until the process ends.
     """
 
     server_state: Peers
 
-    def __init__(self, callboard: Callboard, *, own_process: bool = True, ws_ping_s: float | None = WS_PING_S) -> None:
+    def __init__(self, callboard: Callboard, *, own_process: bool = True) -> None:
         super().__init__(
             uvicorn.Config(
                 callboard.asgi,
                 http=HttpProtocol,
                 ws=WebSocketProtocol,
                 ws_max_size=_MAX_FRAME_BYTES,
-                ws_ping_interval=ws_ping_s,
-                ws_ping_timeout=ws_ping_s,
+                ws_ping_interval=callboard.settings.ping_interval_s or None,
+                ws_ping_timeout=_WS_PONG_TIMEOUT_S,
                 ws_per_message_deflate=False,
                 lifespan="on",
                 log_config=None,

@@ -209,6 +209,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_connection_age_s: Annotated[
         int, Help("seconds, ±10 %, after which a WebSocket is closed with 3005, to reconnect", ge=1)
     ] = variable("LISTENERS_MAX_CONNECTION_AGE_S", default=43_200)
+    ping_interval_s: Annotated[
+        int, Help("seconds between pings of a WebSocket; below the load balancer's idle time-out; 0: none", ge=0)
+    ] = variable("LISTENERS_PING_INTERVAL_S", default=20)
     drain_timeout_s: Annotated[float, Help("seconds from SIGTERM to exit", ge=1)] = variable(
         "LISTENERS_DRAIN_TIMEOUT_S", default=30.0
     )
