@@ -209,6 +209,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_connection_age_s: Annotated[
         int, Help("seconds, ±10 %, after which a WebSocket is closed with 3005, to reconnect", ge=1)
     ] = variable("LISTENERS_MAX_CONNECTION_AGE_S", default=43_200)
+    outbox_bytes: Annotated[int, Help("bytes that may wait for a WebSocket that reads too slowly", ge=65_536)] = (
+        variable("LISTENERS_OUTBOX_BYTES", default=1_048_576)
+    )
+    outbox_age_s: Annotated[int, Help("seconds that they may wait", ge=1)] = variable(
+        "LISTENERS_OUTBOX_AGE_S", default=20
+    )
     ping_interval_s: Annotated[
         int, Help("seconds between pings of a WebSocket; below the load balancer's idle time-out; 0: none", ge=0)
     ] = variable("LISTENERS_PING_INTERVAL_S", default=20)

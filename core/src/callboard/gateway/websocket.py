@@ -86,7 +86,7 @@ class WebSocketGateway:
         self._listeners = listeners
         self._lifecycle = lifecycle
         self._telemetry = telemetry
-        self._limits = limits or Limits()
+        self._limits = limits or Limits(outbox_bytes=settings.outbox_bytes, outbox_age_s=settings.outbox_age_s)
         self._max_entering = max_entering
         self._max_open = settings.max_connections
         self._max_open_per_user = settings.max_connections_per_user
@@ -140,10 +140,7 @@ class WebSocketGateway:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._stop_care()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One WebSocket, from its handshake to its end."""
@@ -278,12 +275,20 @@ class WebSocketGateway:
                     if not found[visit.uid][1].may_see(visit.space_code):
                         connection.close(CloseCode.FORBIDDEN)
 
+    async def _stop_care(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
     async def drain(self) -> None:
         """Tell every socket to reconnect elsewhere, in batches over a few seconds, so that the others are not overrun.
 
         Those that do not react are dropped. Returns within `drain_spread_s` and a few seconds.
         """
         self._draining = True
+        await self._stop_care()
         waiting = list(self._open)
         random.shuffle(waiting)
         told = list(batches(waiting, max(_DRAIN_BATCH, math.ceil(len(waiting) / 30))))
