@@ -208,6 +208,18 @@ async def test_a_session_that_must_not_be_moved_stays_where_it_is(presence: Pres
     assert await presence.owner_of("tab") is None
 
 
+async def test_a_session_is_ended_by_its_latest_holder_alone(presence: Presence) -> None:
+    await presence.register("ann", "tab", holder="old")
+    await presence.register("ann", "tab", holder="new")
+    assert await presence.unregister("tab", uid="ann", holder="old") is None
+    assert [each.session_id for each in await presence.list_sessions("ann")] == ["tab"]
+    assert await presence.owner_of("tab") == "ann"
+    assert await presence.unregister("tab", uid="ann", holder="new") == "ann"
+    await presence.register("ann", "tab", holder="new")
+    assert await presence.unregister("tab") == "ann"  # as a back end does
+    assert await presence.list_sessions("ann") == []
+
+
 async def test_companies_are_replaced_kept_and_remembered(presence: Presence) -> None:
     seen = Seen(presence)
     await presence.register("ann", "one")

@@ -749,6 +749,19 @@ async def test_an_open_socket_is_a_session(desk: Replica) -> None:
     await eventually_sessions(set())
 
 
+async def test_a_dead_socket_does_not_end_a_session_that_has_come_back_elsewhere(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded
+) -> None:
+    async with replica(serve, make_settings(), recorded) as one, replica(serve, make_settings(), recorded) as two:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(one.synced(session_id="tab"))
+            await stack.enter_async_context(two.synced(uid=one.uid, session_id="tab"))
+            await one.gateway.drain()  # returns when what its socket leaves behind is settled
+            assert [each.session_id for each in await two.presence.list_sessions(one.uid)] == ["tab"]
+        await two.gateway.drain()
+        assert await two.presence.list_sessions(one.uid) == []
+
+
 async def test_the_heartbeat_registers_a_session_that_redis_lost(
     serve: Serve, make_settings: MakeSettings, recorded: Recorded
 ) -> None:

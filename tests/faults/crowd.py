@@ -7,45 +7,56 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from faults.fleet import TOKEN, Address
 from redis.asyncio import Redis
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
 
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 _CONNECTING_AT_A_TIME = 50
 
 
 class Stalled:
-    """A WebSocket whose client reads its handshake and no more."""
+    """A WebSocket whose client reads the handshake, and from then on nothing, or `bytes_per_s`."""
 
-    def __init__(self, url: str, uid: str) -> None:
+    def __init__(self, url: str, uid: str, *, bytes_per_s: int = 0) -> None:
         self.uid = uid
-        self._url = f"{url}?uid={uid}"
-        self._connection: ClientConnection | None = None
+        self._url = urlsplit(url)
+        self._bytes_per_s = bytes_per_s
+        self._socket = socket.socket()
+        self._trickling: asyncio.Task[None] | None = None
+        self._read = bytearray()
 
     async def __aenter__(self) -> Self:
-        self._connection = await connect(
-            self._url, additional_headers=HEADERS, proxy=None, ping_interval=None, max_queue=1, open_timeout=30,
-            close_timeout=0.1,
-        )  # fmt: skip
+        self._socket.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(self._socket, (self._url.hostname, self._url.port))
+        lines = [
+            f"GET {self._url.path}?uid={self.uid} HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade",
+            "Sec-WebSocket-Key: MDAwMDAwMDAwMDAwMDAwMA==", "Sec-WebSocket-Version: 13",
+            *(f"{name}: {value}" for name, value in HEADERS.items()), "", "",
+        ]  # fmt: skip
+        await loop.sock_sendall(self._socket, "\r\n".join(lines).encode())
+        head = bytearray()
+        async with asyncio.timeout(30):
+            while not head.endswith(b"\r\n\r\n"):
+                head += await loop.sock_recv(self._socket, 1)
+        assert b" 101 " in head
+        if self._bytes_per_s:
+            self._trickling = asyncio.create_task(self._trickle())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self.connection.transport.abort()
-        await self.connection.wait_closed()
-
-    @property
-    def connection(self) -> ClientConnection:
-        assert self._connection is not None
-        return self._connection
+        await self._stop_trickling()
+        self._socket.close()
 
     async def fill(self, redis: Address) -> None:
         """Have more sent to it than the kernel holds for one that does not read."""
@@ -54,13 +65,43 @@ class Stalled:
                 await publisher.publish(f"user:{self.uid}", told(self.uid, n, "x" * 90_000))
 
     async def close_code(self, within_s: float) -> int:
-        """Read all that came, to the end; 1006 for a reset."""
+        """Read all that came, to the end: the code of its close frame; 1006 for a reset, or an end without one."""
+        await self._stop_trickling()
         async with asyncio.timeout(within_s):
-            try:
-                while True:
-                    await self.connection.recv()
-            except ConnectionClosed as closed:
-                return closed.rcvd.code if closed.rcvd else 1006
+            while await self._receive(1_000_000):
+                pass
+        return _code_in(self._read)
+
+    async def _trickle(self) -> None:
+        while await self._receive(self._bytes_per_s):
+            await asyncio.sleep(1)
+
+    async def _receive(self, size: int) -> bool:
+        try:
+            data = await asyncio.get_running_loop().sock_recv(self._socket, size)
+        except ConnectionResetError:
+            self._read.clear()
+            return False
+        self._read += data
+        return bool(data)
+
+    async def _stop_trickling(self) -> None:
+        if self._trickling is not None:
+            self._trickling.cancel()
+            await asyncio.wait({self._trickling})
+
+
+def _code_in(frames: bytearray) -> int:
+    """The code of the close frame among a server's frames."""
+    while len(frames) >= 4:
+        opcode, size, start = frames[0] & 15, frames[1], 2
+        if size >= 126:
+            start = 4 if size == 126 else 10
+            size = int.from_bytes(frames[2:start], "big")
+        if opcode == 8:
+            return int.from_bytes(frames[start : start + 2], "big")
+        del frames[: start + size]
+    return 1006
 
 
 def told(uid: str, n: int, filling: str = "") -> str:

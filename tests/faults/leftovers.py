@@ -40,26 +40,32 @@ async def left(server: Address) -> list[str]:
 
 async def sessions(server: Address) -> dict[str, int]:
     """How many sessions each user has that are not over."""
-    found = {}
     async with Redis(host=server.host, port=server.port, decode_responses=True) as redis:
         seconds, microseconds = await redis.time()
         now_ms = seconds * 1_000 + microseconds // 1_000
-        async for key in redis.scan_iter("callboard:presence:sessions:*", count=1_000):
-            found[key.rpartition(":")[2].strip("{}")] = int(await redis.zcount(key, f"({now_ms}", "+inf"))
-    return {uid: count for uid, count in found.items() if count}
+        keys = [key async for key in redis.scan_iter("callboard:presence:sessions:*", count=1_000)]
+        pipeline = redis.pipeline(transaction=False)
+        for key in keys:
+            pipeline.zcount(key, f"({now_ms}", "+inf")
+        counts = await pipeline.execute()
+    return {key.rpartition(":")[2].strip("{}"): count for key, count in zip(keys, counts, strict=True) if count}
 
 
 async def _all(server: Address) -> dict[str, tuple[int, Any]]:
     """Every key: its TTL in ms, -1 for none, and its value. One that ends meanwhile is left out."""
-    found = {}
     async with Redis(host=server.host, port=server.port, decode_responses=True) as redis:
         keys = [key async for key in redis.scan_iter(count=1_000)]
-        readers: dict[str, Any] = {
-            "string": redis.get, "hash": redis.hgetall, "set": redis.smembers,
-            "zset": lambda key: redis.zrange(key, 0, -1), "list": lambda key: redis.lrange(key, 0, -1),
-        }  # fmt: skip
+        pipeline = redis.pipeline(transaction=False)
         for key in keys:
-            kind, ttl_ms = await redis.type(key), await redis.pttl(key)
-            if kind != "none" and ttl_ms != -2:
-                found[key] = ttl_ms, await readers[kind](key)
-    return found
+            pipeline.type(key)
+            pipeline.pttl(key)
+        about = await pipeline.execute()
+        readers: dict[str, Any] = {
+            "string": pipeline.get, "hash": pipeline.hgetall, "set": pipeline.smembers, "none": pipeline.exists,
+            "zset": lambda key: pipeline.zrange(key, 0, -1), "list": lambda key: pipeline.lrange(key, 0, -1),
+        }  # fmt: skip
+        for key, kind in zip(keys, about[::2], strict=True):
+            readers[kind](key)
+        values = await pipeline.execute()
+    found = zip(keys, about[1::2], values, strict=True)
+    return {key: (ttl_ms, value) for key, ttl_ms, value in found if ttl_ms != -2}

@@ -46,16 +46,17 @@ class Page:
         self.closed_at = 0.0
         """When its last socket ended, on the monotonic clock."""
         self.is_connected = False
+        self.is_synced = False
+        """Whether its present socket has told a sync."""
         self.connects = 0
         self.last_event_at = 0.0
         self._url = url
         self._query = f"?uid={uid}" + (f"&session_id={session_id}" if session_id else "")
         self._token = token
         self._heeds_fences = heeds_fences
-        self._longest_pause_s = longest_pause_s
+        self.longest_pause_s = longest_pause_s
         self._seen: set[str] = set()
         self._fence = 0
-        self._synced = False
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -82,7 +83,7 @@ class Page:
                     self._url() + self._query,
                     additional_headers={"Authorization": f"Bearer {self._token}"}, proxy=None, open_timeout=20,
                 ) as socket:  # fmt: skip
-                    self.is_connected, self._synced = True, False
+                    self.is_connected, self.is_synced = True, False
                     self.connects += 1
                     async for text in socket:
                         self.take(json.loads(text))
@@ -94,8 +95,9 @@ class Page:
                     self.breaches.append(f"closed for good: {code}")
                     return
             finally:
-                self.is_connected, self.closed_at = False, time.monotonic()
-            await asyncio.sleep(random.uniform(0, self._longest_pause_s))
+                self.is_connected = self.is_synced = False
+                self.closed_at = time.monotonic()
+            await asyncio.sleep(random.uniform(0, self.longest_pause_s))
 
     def take(self, event: dict[str, Any]) -> None:
         """Apply one event."""
@@ -120,8 +122,8 @@ class Page:
                     return
             self._fence = max(self._fence, fence)
         if type == "count.sync":
-            self.number, self._synced = number, True
-        elif not self._synced or self.number is None:
+            self.number, self.is_synced = number, True
+        elif not self.is_synced or self.number is None:
             self.breaches.append(f"{number} before any sync")
         elif number > self.number + 1:
             self.breaches.append(f"{number} after {self.number}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from faults.crowd import Stalled
 from faults.fleet import Fleet, Replica
 from faults.leftovers import claimed, held_by, left, sessions
 from faults.page import Page
+from faults.screens import Screens
 
 from callboard_local import ValkeyServer
 from callboard_local.fault_figures import Fault
@@ -28,31 +28,6 @@ ENVIRON = {
     "LISTENERS_TTL_SECONDS": str(TTL_S),
     "LISTENERS_HEARTBEAT_INTERVAL": "2",
 }
-
-
-class Screens:
-    """500 users' pages, each a session of its own, on `where[-1]`."""
-
-    def __init__(self, first: Replica) -> None:
-        self.where = [first]
-        self.pages = [
-            Page(f"user{n}", lambda: self.where[-1].ws_url, session_id=f"tab{n}", longest_pause_s=3)
-            for n in range(SOCKETS)
-        ]
-
-    async def until(self, condition: Callable[[Page], object]) -> None:
-        async with asyncio.timeout(90):
-            while not all(map(condition, self.pages)):
-                await asyncio.sleep(0.05)
-
-    @asynccontextmanager
-    async def shown(self) -> AsyncIterator[None]:
-        await asyncio.gather(*(page.__aenter__() for page in self.pages))
-        try:
-            await self.until(lambda page: page.number is not None)
-            yield
-        finally:
-            await asyncio.gather(*(page.__aexit__() for page in self.pages))
 
 
 async def until(condition: Callable[[], Awaitable[object]], within_s: float = 60) -> float:
@@ -76,8 +51,11 @@ def outcome(reply: dict[str, Any]) -> Any:
 async def test_a_replica_that_is_told_to_stop_leaves_nothing_undone(own_valkey: ValkeyServer, fault: Fault) -> None:
     async with Fleet(own_valkey, count=2, environ=ENVIRON) as fleet:
         one, two = fleet.replicas
-        screens = Screens(one)
-        async with screens.shown(), Stalled(one.ws_url, "stalled") as stalled:
+        where = [one]
+        async with (
+            Screens(SOCKETS, lambda: where[-1].ws_url) as screens,
+            Stalled(one.ws_url, "stalled") as stalled,
+        ):
             await stalled.fill(own_valkey)
             calls = {
                 name: asyncio.create_task(call)
@@ -96,7 +74,7 @@ async def test_a_replica_that_is_told_to_stop_leaves_nothing_undone(own_valkey: 
             told_at = time.monotonic()
             exit_status = asyncio.create_task(one.stop(BUDGET_S + 20))
             unready_s = await until(lambda: unready(one))
-            screens.where.append(two)
+            where.append(two)
             assert await exit_status == 0
             exit_s = time.monotonic() - told_at
             answers = {name: outcome(await call) for name, call in calls.items()}
@@ -109,7 +87,6 @@ async def test_a_replica_that_is_told_to_stop_leaves_nothing_undone(own_valkey: 
             again["long"] = outcome(await two.call("LEDGER.append", "long", hold_s=30, user="ann", key="long"))
             again["thread"] = outcome(await two.call("LEDGER.block_write", "thread", 3_600, user="ann", key="thread"))
             executions = {name: await fleet.executions(name) for name in ("short", "long", "plain", "thread")}
-            breaches = [breach for page in screens.pages for breach in page.breaches]
             closed = {code for page in screens.pages for code in page.closed}
         await until(lambda: nobody(own_valkey))
         assert await two.stop() == 0
@@ -128,8 +105,8 @@ async def test_a_replica_that_is_told_to_stop_leaves_nothing_undone(own_valkey: 
     assert again == {"short": 1, "long": unknown, "thread": unknown}
     assert set(executions.values()) == {1}
     assert closed == {3001}
-    assert breaches == []
-    assert online == {f"user{n}": 1 for n in range(SOCKETS)}  # each elsewhere, nobody twice, the stalled one gone
+    assert screens.breaches == []
+    assert online == dict.fromkeys(screens.users, 1)  # each elsewhere, nobody twice, the stalled one gone
 
 
 async def unready(replica: Replica) -> bool:
@@ -145,8 +122,7 @@ async def nobody(valkey: ValkeyServer) -> bool:
 async def test_a_replica_that_is_killed_leaves_sessions_and_leases(own_valkey: ValkeyServer, fault: Fault) -> None:
     async with Fleet(own_valkey, count=1, environ=ENVIRON) as fleet:
         (one,) = fleet.replicas
-        screens = Screens(one)
-        async with screens.shown():
+        async with Screens(SOCKETS, lambda: one.ws_url):
             call = asyncio.create_task(one.call("LEDGER.append", "long", hold_s=30, user="ann", key="long"))
             await until(lambda: fleet.executions("long"))
             await until(lambda: holds_all(own_valkey))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from faults.crowd import Crowd, Stalled, told
 from faults.fleet import Fleet, Replica
 from redis.asyncio import Redis
 
-from callboard_local import FaultProxy, ValkeyServer
+from callboard_local import ValkeyServer
 from callboard_local.fault_figures import Fault
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
@@ -22,6 +23,7 @@ HEALTHY, SILENT, TRICKLING = 1_000, 100, 10
 SLOW = SILENT + TRICKLING
 EVENT_BYTES = 100_000
 ROUNDS = 30
+ROUND_S = 0.5
 OUTBOX_BYTES = 1_048_576
 UNREAD_BYTES = 512 * 1024
 """Beside the outbox: what the server's own buffers hold for a socket, and one event more."""
@@ -64,10 +66,11 @@ class Traffic:
                 task.result()
 
 
-async def closed_as_too_slow(replica: Replica) -> int:
-    metrics = (await replica.client.get("/metrics")).text.splitlines()
-    found = [line for line in metrics if line.startswith('callboard_ws_closed_total{code="3008"}')]
-    return int(float(found[0].split()[-1])) if found else 0
+async def closed(replica: Replica) -> Counter[str]:
+    """How many sockets the replica has closed, by code."""
+    metrics = (await replica.client.get("/metrics")).text
+    found = re.findall(r'^callboard_ws_closed_total\{code="(\w+)"\} (.+)$', metrics, re.MULTILINE)
+    return Counter({code: int(float(count)) for code, count in found})
 
 
 class Flood:
@@ -82,9 +85,11 @@ class Flood:
     async def run(self, users: list[str]) -> None:
         began = time.monotonic()
         for number in range(ROUNDS):
+            round_began = time.monotonic()
             for uid in users:
                 await self._redis.publish(f"user:{uid}", told(uid, number, "x" * EVENT_BYTES))
             await self._look(len(users), began)
+            await asyncio.sleep(max(0.0, ROUND_S - (time.monotonic() - round_began)))
 
     async def until_dropped(self, count: int) -> float:
         """Seconds from now until all of them are closed."""
@@ -97,20 +102,18 @@ class Flood:
 
     async def _look(self, count: int, began: float) -> None:
         self.rss_max = max(self.rss_max, self._replica.cost.rss)
-        if self.dropped_after_s is None and await closed_as_too_slow(self._replica) >= count:
+        if self.dropped_after_s is None and (await closed(self._replica))["3008"] >= count:
             self.dropped_after_s = time.monotonic() - began
 
 
 @asynccontextmanager
 async def slow_clients(replica: Replica) -> AsyncIterator[list[Stalled]]:
-    """The silent ones, which read nothing, and those that are brought one byte a second."""
-    async with FaultProxy("127.0.0.1", replica.port) as proxy, AsyncExitStack() as stack:
-        urls = [replica.ws_url] * SILENT + [f"ws://{proxy.address}/ws"] * TRICKLING
-        clients = [Stalled(url, f"slow{n}") for n, url in enumerate(urls)]
-        for client in clients:
-            await stack.enter_async_context(client)
-        proxy.bytes_per_s = 1
-        yield clients
+    """The silent ones, which read nothing, and those that read one byte a second."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(Stalled(replica.ws_url, f"slow{n}", bytes_per_s=n >= SILENT))
+            for n in range(SLOW)
+        ]
 
 
 @pytest.mark.fault(row=23)
@@ -124,9 +127,10 @@ async def test_who_does_not_read_is_dropped_and_nobody_else_notices(own_valkey: 
         traffic = Traffic(redis, crowd.users)
         async with traffic.flowing():
             await crowd.until_received(2 * HEALTHY)
-            await crowd.measure_anew()
-            await Flood(redis, one).run([f"absent{n}" for n in range(SLOW)])  # the same load, and nobody is slow
-            before = await crowd.seen()
+            async with Crowd.at(one.ws_url, "fast", SLOW) as fast:  # the same load, and all is read
+                await crowd.measure_anew()
+                await Flood(redis, one).run(fast.users)
+                before = await crowd.seen()
             async with slow_clients(one) as clients:
                 await crowd.measure_anew()
                 flood = Flood(redis, one)
@@ -136,7 +140,7 @@ async def test_who_does_not_read_is_dropped_and_nobody_else_notices(own_valkey: 
                     await flood.until_dropped(SLOW)
                 drop_s = flood.dropped_after_s or time.monotonic() - began
                 after = await crowd.seen()
-                codes = Counter([await client.close_code(30) for client in clients[:SILENT]])
+                codes = Counter([await client.close_code(30) for client in clients])
         seen = await crowd.until_received(traffic.sent)
         grown = flood.rss_max - flood.rss_before
         fault.figure(
@@ -144,6 +148,7 @@ async def test_who_does_not_read_is_dropped_and_nobody_else_notices(own_valkey: 
             baseline_p99_ms=before["p99_ms"], rss_grown_mb=grown / 1e6, lost=seen["lost"], told_3008=codes[3008],
             reset=codes[1006],
         )  # fmt: skip
+        assert (await closed(one))["3008"] == SLOW
         assert set(codes) <= {3008, 1006}
         assert (seen["received"], seen["lost"], seen["closed"]) == (traffic.sent, 0, 0)
         assert grown < SLOW * (OUTBOX_BYTES + UNREAD_BYTES) + NOISE_BYTES
@@ -162,6 +167,6 @@ async def test_without_a_limit_of_the_outbox_memory_grows(own_valkey: ValkeyServ
             flood = Flood(redis, one)
             await flood.run([client.uid for client in clients])
             grown = flood.rss_max - flood.rss_before
-            fault.figure(rss_grown_mb=grown / 1e6, told_3008=await closed_as_too_slow(one))
-            assert await closed_as_too_slow(one) == 0
+            fault.figure(rss_grown_mb=grown / 1e6, closed=(await closed(one)).total())
+            assert await closed(one) == Counter()
             assert grown > SLOW * (OUTBOX_BYTES + UNREAD_BYTES) + NOISE_BYTES

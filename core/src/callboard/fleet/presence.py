@@ -102,12 +102,14 @@ class Presence:
         backend_route: str | None = None,
         authorized_companies_ids: Sequence[str] | None = None,
         move: bool = True,
+        holder: str = "",
     ) -> bool:
         """Begin a session, or renew it. True when the user came online by this.
 
         A session id that another user has moves to this one; with `move` false that is AlreadyExists, and the other
         user keeps it. `authorized_companies_ids` replaces what the user may
-        see, [] meaning nothing; None keeps what there was, also from an earlier visit (30 days).
+        see, [] meaning nothing; None keeps what there was, also from an earlier visit (30 days). `holder`: whose the
+        session is from now on, for `unregister`.
         """
         check_identifier(uid)
         check_identifier(session_id, "session_id")
@@ -125,7 +127,7 @@ class Presence:
                 await self._unindex(uid)
                 raise AlreadyExists("This session is another user's.")
             came, changed = await self._run(
-                lua.ENTER, UserKeys.of(uid), session_id, ttl_ms, route, companies, MAX_SESSIONS
+                lua.ENTER, UserKeys.of(uid), session_id, ttl_ms, route, companies, MAX_SESSIONS, holder
             )
             if came or changed:
                 self._watchers.tell(uid, True)
@@ -141,17 +143,19 @@ class Presence:
             owner: Any = await self._connections.commands.get(session_key(session_id))
         return None if owner is None else str(owner.decode())
 
-    async def unregister(self, session_id: str, *, uid: str | None = None) -> str | None:
+    async def unregister(self, session_id: str, *, uid: str | None = None, holder: str = "") -> str | None:
         """End a session; the user's others live on. Returns the user, or None when there is no such session.
 
-        With `uid`, only a session of that user's.
+        With `uid`, only a session of that user's; with `holder`, not one that another has registered since.
         """
         check_identifier(session_id, "session_id")
         owner = await self.owner_of(session_id)
         if owner is None or uid not in (None, owner):
             return None
         with redis_errors(self._connections):
-            alive = await self._leave(owner, session_id)
+            alive = await self._leave(owner, session_id, holder)
+            if alive is None:
+                return None
             # Last, so that a caller who saw this fail half-way can ask again.
             await self._run(lua.FREE_SESSION, (session_key(session_id),), owner)
         return owner if alive else None
@@ -204,9 +208,12 @@ class Presence:
             await extend.execute()
         return alive
 
-    async def _leave(self, uid: str, session_id: str) -> bool:
-        """Take a session from a user; whether it was alive."""
-        alive, offline = await self._run(lua.LEAVE, UserKeys.of(uid), session_id)
+    async def _leave(self, uid: str, session_id: str, holder: str = "") -> bool | None:
+        """Take a session from a user; whether it was alive. None: it was not taken, another holds it."""
+        answer = await self._run(lua.LEAVE, UserKeys.of(uid), session_id, holder)
+        if answer is None:
+            return None
+        alive, offline = answer
         if offline:
             self._watchers.tell(uid, False)
             await self._unindex(uid)

@@ -2,7 +2,7 @@
 
     callboard:session:<session id>           uid, with the session's TTL
     callboard:presence:sessions:{uid}        sorted set: session id, scored by its expiry
-    callboard:presence:user:{uid}            hash: companies, heartbeat, and at:<id>, route:<id> of every session
+    callboard:presence:user:{uid}            hash: companies, heartbeat, and of every session at:<id>, route:<id>, by:<id>
     callboard:presence:{online}:expiry       sorted set: uid, scored by the expiry of the user's last session
     callboard:presence:{online}:names        sorted set: uid, all with score 0, for pages in a stable order
 
@@ -42,7 +42,7 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 local function forget(id)
-  redis.call('HDEL', KEYS[2], 'at:' .. id, 'route:' .. id)
+  redis.call('HDEL', KEYS[2], 'at:' .. id, 'route:' .. id, 'by:' .. id)
   return redis.call('ZREM', KEYS[1], id)
 end
 local function purge(now)
@@ -61,7 +61,7 @@ local function left(now)
 end
 """
 
-# ARGV: session id, TTL (ms), backend route or '', companies (JSON) or '', sessions a user may have.
+# ARGV: session id, TTL (ms), backend route or '', companies (JSON) or '', sessions a user may have, holder or ''.
 # Returns: came online (0/1), companies changed (0/1).
 ENTER = (
     _PRELUDE
@@ -73,6 +73,7 @@ redis.call('ZADD', KEYS[1], now + ARGV[2], id)
 redis.call('HSETNX', KEYS[2], 'at:' .. id, now)
 redis.call('HSET', KEYS[2], 'heartbeat', now)
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[2], 'route:' .. id, ARGV[3]) end
+if ARGV[6] ~= '' then redis.call('HSET', KEYS[2], 'by:' .. id, ARGV[6]) end
 local changed = 0
 if ARGV[4] ~= '' and redis.call('HGET', KEYS[2], 'companies') ~= ARGV[4] then
   redis.call('HSET', KEYS[2], 'companies', ARGV[4])
@@ -89,11 +90,13 @@ return {came, changed}
 """
 )
 
-# ARGV: session id. Returns: was alive (0/1), the user is offline by this (0/1).
+# ARGV: session id, holder or ''. Returns: was alive (0/1), the user is offline by this (0/1), or nil: another holds it.
 LEAVE = (
     _PRELUDE
     + """
 local score, now = redis.call('ZSCORE', KEYS[1], ARGV[1]), now_ms()
+local by = redis.call('HGET', KEYS[2], 'by:' .. ARGV[1])
+if ARGV[2] ~= '' and by and by ~= ARGV[2] then return nil end
 local alive = 0
 if score and tonumber(score) > now then alive = 1 end
 local removed = purge(now) + forget(ARGV[1])

@@ -40,6 +40,9 @@ class Sessions:
         self._heartbeat_interval_s = heartbeat_interval_s
         self._sockets: Counter[tuple[str, str]] = Counter()
         self._hurried = asyncio.Event()
+        self._holders: dict[tuple[str, str], str] = {}
+        """By session, whose it is in Redis since its latest socket here. A client may come back, here or to another
+        replica, before its old socket is known to be dead; that one must not end a session that is used again."""
 
     def opened(self, visit: Visit) -> None:
         self._sockets[_key(visit)] += 1
@@ -51,6 +54,7 @@ class Sessions:
 
     async def begin(self, visit: Visit, *, move: bool) -> None:
         """`move`: whether it may take the session id from another user; else it gets a fresh one."""
+        self._holders[_key(visit)] = new_id()
         try:
             await self._register(visit, move=move)
         except Unavailable:
@@ -60,8 +64,9 @@ class Sessions:
         """Nothing happens while another socket of the session is open."""
         if self._is_open(visit):
             return
+        holder = self._holders.pop(_key(visit), "")
         try:
-            await self._presence.unregister(visit.session_id, uid=visit.uid)
+            await self._presence.unregister(visit.session_id, uid=visit.uid, holder=holder)
         except Unavailable:
             return  # the session ends by its TTL
 
@@ -92,13 +97,17 @@ class Sessions:
 
     async def _register(self, visit: Visit, *, move: bool = False) -> None:
         """Begin the session, or renew it; under a fresh id when this one is another user's and must not be moved."""
+        holder = self._holders.get(_key(visit), "")
         try:
-            await self._presence.register(visit.uid, visit.session_id, move=move)
+            await self._presence.register(visit.uid, visit.session_id, move=move, holder=holder)
         except AlreadyExists:
             self.closed(visit)
+            if not self._is_open(visit):
+                self._holders.pop(_key(visit), None)
             visit.session_id = new_id()
             self.opened(visit)
-            await self._presence.register(visit.uid, visit.session_id, move=False)
+            holder = self._holders[_key(visit)] = new_id()
+            await self._presence.register(visit.uid, visit.session_id, move=False, holder=holder)
 
     def _is_open(self, visit: Visit) -> bool:
         """Whether a socket of this session is here: a page that reloads opens the new one before the old closes."""
