@@ -2,7 +2,7 @@
 
     callboard:session:<session id>           uid, with the session's TTL
     callboard:presence:sessions:{uid}        sorted set: session id, scored by its expiry
-    callboard:presence:user:{uid}            hash: companies, heartbeat, and of every session at:<id>, route:<id>, by:<id>
+    callboard:presence:user:{uid}            hash: companies, heartbeat; of every session at:<id>, route:<id>, by:<id>
     callboard:presence:{online}:expiry       sorted set: uid, scored by the expiry of the user's last session
     callboard:presence:{online}:names        sorted set: uid, all with score 0, for pages in a stable order
 
