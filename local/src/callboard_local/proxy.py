@@ -131,10 +131,9 @@ class FaultProxy:
         link.lost = self._is_black_hole
         self._links.add(link)
         try:
-            async with asyncio.timeout(self.idle_limit_s) as link.idle:
-                await link.pass_on()
-        except TimeoutError:
-            pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.idle_limit_s) as link.idle:
+                    await link.pass_on()
         finally:
             self._links.discard(link)
             link.reset()
