@@ -66,7 +66,7 @@ def main(port: int, token: str) -> None:
     failed = 0
     sys.stdout.write("calling\n")
     sys.stdout.flush()
-    while not ended.wait(0.005):
+    while not times or not ended.wait(0.005):
         began = time.monotonic()
         connection.request("POST", "/rpc", json.dumps({"method": "ECHO.echo", "args": [len(times)]}), headers)
         answer = connection.getresponse()

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import uvicorn
 from faults.fleet import TOKEN, Replica
-from faults.victim import victim
+from faults.victim import complaints, victim
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
@@ -187,12 +187,6 @@ async def watched(replica: Replica) -> AsyncIterator[list[float]]:
 
 def p99(times: list[float]) -> float:
     return sorted(times)[int(len(times) * 0.99)]
-
-
-def complaints(replica: Replica) -> list[str]:
-    """Log lines that are no record, or tell of a fault of ours."""
-    lines = replica.log.read_text().strip().split("\n")
-    return [line for line in lines if not line.startswith("{") or json.loads(line)["level"] in ("error", "critical")]
 
 
 # -- what hypothesis makes up

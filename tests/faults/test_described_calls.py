@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import requests
 import schemathesis
 from faults.fleet import TOKEN
-from faults.victim import victim
+from faults.victim import complaints, victim
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import APIOperation, Case, GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -119,7 +118,7 @@ async def test_every_method_answers_as_its_description_says(fault: Fault) -> Non
         before = replica.cost.rss
         await asyncio.to_thread(calls.make)
         opened = {one for one in await asyncio.to_thread(calls.without_a_credential) if one[1:] != (401, 403)}
-        errors = [line for line in replica.log.read_text().strip().split("\n") if json.loads(line)["level"] == "error"]
+        errors = complaints(replica)
         fault.figure(
             calls=calls.codes.total(), ok=calls.codes["OK"], refused=calls.codes["INVALID_ARGS"],
             internal=calls.codes["INTERNAL"], problems=len(calls.problems), open_without_token=len(opened),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -37,3 +38,9 @@ async def victim(**environ: str) -> AsyncIterator[Replica]:
                 yield replica
             finally:
                 await replica.close()
+
+
+def complaints(replica: Replica) -> list[str]:
+    """Log lines that are no record, or tell of a fault of ours."""
+    lines = replica.log.read_text().strip().split("\n")
+    return [line for line in lines if not line.startswith("{") or json.loads(line)["level"] in ("error", "critical")]
