@@ -213,6 +213,20 @@ async def test_it_is_served_to_who_has_a_credential(client: httpx.AsyncClient, d
         assert served.json() == document
 
 
+async def test_a_credential_sees_the_methods_it_may_call(environ: dict[str, str], document: Schema) -> None:
+    limited = {**environ, "LISTENERS_SERVICE_TOKENS": "ci:c1:OTHER.*,PAINTER.look;none:n1:NOTHING.*"}
+    async with serving(plugin, environ=limited) as running, httpx.AsyncClient(base_url=running.url) as client:
+        seen = {
+            token: (await client.get("/openapi.json", headers={"Authorization": f"Bearer {token}"})).json()
+            for token in ("c1", "n1", "test")
+        }
+    assert seen["c1"]["paths"].keys() == {"/rpc", "/rpc/OTHER.paint", "/rpc/PAINTER.look"}
+    assert (seen["n1"]["paths"].keys(), seen["n1"]["tags"]) == ({"/rpc"}, [])
+    assert seen["test"] == document
+    for one in seen.values():
+        validate(one)
+
+
 async def test_in_dev_mode_it_is_open(environ: dict[str, str], document: Schema) -> None:
     async with (
         serving(plugin, environ={**environ, "LISTENERS_DEV": "true"}) as running,

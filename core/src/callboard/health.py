@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from callboard.credentials import Credentials
+from callboard.credentials import Credential, Credentials
 from callboard.errors import CallError, MethodNotFound, PermissionDenied, Unauthenticated
 from callboard.hookspecs import HealthCheck
 from callboard.host import Host
@@ -50,7 +50,7 @@ class Health:
         self._plugins = plugins
         self._credentials = credentials
         self._checks = checks
-        self._openapi: bytes | None = None
+        self._openapi: dict[tuple[str, ...] | None, bytes] = {}
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -132,18 +132,21 @@ class Health:
         return _json({"version": VERSION, "api_versions": ["v1"], "plugins": plugins})
 
     async def openapi(self, request: Request) -> Response:
-        """The methods as OpenAPI 3.1; they are those of the start, so it is made once."""
-        self._check_credential(request)
-        if self._openapi is None:
-            self._openapi = await asyncio.to_thread(lambda: encode(describe(self._router.table)))
-        return Response(self._openapi, media_type="application/json")
+        """The methods that the credential may call, as OpenAPI 3.1; they are those of the start, so it is made once."""
+        credential = self._check_credential(request)
+        patterns = credential.patterns if credential else None
+        if patterns not in self._openapi:
+            self._openapi[patterns] = await asyncio.to_thread(lambda: encode(describe(self._router.table, credential)))
+        return Response(self._openapi[patterns], media_type="application/json")
 
-    def _check_credential(self, request: Request, *, unlimited: bool = False) -> None:
+    def _check_credential(self, request: Request, *, unlimited: bool = False) -> Credential | None:
         """`unlimited`: it must be one that may call everything. In dev mode, for this machine alone, none is needed."""
-        if not self._host.settings.dev:
-            credential = self._credentials.identify_request(request)
-            if unlimited and not credential.is_unlimited:
-                raise PermissionDenied
+        if self._host.settings.dev:
+            return None
+        credential = self._credentials.identify_request(request)
+        if unlimited and not credential.is_unlimited:
+            raise PermissionDenied
+        return credential
 
     def _service(self, namespace: str) -> Service | None:
         return next((s for p in self._plugins.healthy() for s in p.services if s.namespace == namespace), None)

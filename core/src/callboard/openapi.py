@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from callboard.credentials import Credential
 from callboard.errors import (
     BadRequest,
     BodyTooLarge,
@@ -42,9 +43,10 @@ _KEY_SCHEMA: Schema = {"type": "string", "minLength": 1, "maxLength": 255}
 _TIMEOUT_SCHEMA: Schema = {"type": "integer", "minimum": 1, "maximum": 999_999_999_999}
 
 
-def describe(table: Table) -> Schema:
-    """The document for all methods of the table, as JSON values."""
-    endpoints = table.endpoints()
+def describe(table: Table, credential: Credential | None = None) -> Schema:
+    """The document for the methods of the table, or for those that a credential may call, as JSON values."""
+    endpoints = [each for each in table.endpoints() if credential is None or credential.allows(each.name)]
+    namespaces = {endpoint.namespace for endpoint in endpoints}
     hints = [hint for endpoint in endpoints for hint in _hints(endpoint.binding)]
     schemas, components = schemas_of(hints)
     given = iter(schemas)
@@ -53,7 +55,11 @@ def describe(table: Table) -> Schema:
         "openapi": "3.1.0",
         "info": {"title": "Callboard", "version": VERSION, "description": _ABOUT},
         "security": [{"token": []}],
-        "tags": [{"name": name, "description": text} for name, text in sorted(table.descriptions().items())],
+        "tags": [
+            {"name": name, "description": text}
+            for name, text in sorted(table.descriptions().items())
+            if name in namespaces
+        ],
         "paths": {"/rpc": {"post": _envelope()}, **paths},
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
