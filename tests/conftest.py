@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
-from support import MakeSettings, Recorded
+from redis.asyncio import Redis
+from support import Address, MakeSettings, Recorded, administering, settings_on
 
 from callboard.connections import Connections
-from callboard.settings import Settings, load
 from callboard_local import ValkeyServer
 
 OUR_PACKAGES = [
@@ -34,19 +35,28 @@ def no_blocking_calls() -> Iterator[BlockBuster]:
         yield guard
 
 
+@pytest.fixture(scope="session")
+def redis_channels() -> tuple[str, ...]:
+    return ("vector:",)
+
+
 @pytest.fixture
-def make_settings(valkey_server: ValkeyServer) -> MakeSettings:
-    """Settings on the shared Valkey; variables by keyword win."""
+def redis_server(valkey_server: ValkeyServer) -> Address:
+    """The Redis under test; a module whose tests hold on every kind overrides this by `redis_deployment`."""
+    return valkey_server
 
-    def make(**variables: str) -> Settings:
-        given = {
-            "LISTENERS_SERVICE_TOKEN": "t0ken",
-            "LISTENERS_REDIS_HOST": "127.0.0.1",
-            "LISTENERS_REDIS_PORT": str(valkey_server.port),
-        }
-        return load(Settings, {**given, **variables})
 
-    return make
+@pytest.fixture
+async def admin(redis_server: Address) -> AsyncIterator[Redis]:
+    """A client of the Redis under test that may do everything."""
+    async with administering(redis_server) as client:
+        yield client
+
+
+@pytest.fixture
+def make_settings(redis_server: Address) -> MakeSettings:
+    """Settings on the Redis under test; variables by keyword win."""
+    return partial(settings_on, redis_server)
 
 
 @pytest.fixture

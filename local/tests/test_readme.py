@@ -11,7 +11,7 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 # Beside a wheel there is no file, but the wheel carries its text.
 TEXT = README.read_text() if README.is_file() else str(metadata("callboard-local").json["description"])
-FIRST, SECOND, CONFTEST, STRIPE = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+FIRST, SECOND, CONFTEST, REDIS, STRIPE = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -30,6 +30,13 @@ def test_the_fixtures_come_with_the_package(tmp_path: Path) -> None:
     except subprocess.CalledProcessError as error:
         pytest.fail(error.stdout)
     assert "2 passed" in output
+
+
+def test_a_test_runs_on_every_redis(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_example.py").write_text(REDIS)
+    output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not tls", cwd=tmp_path)
+    assert "4 passed, 1 deselected" in output
 
 
 def test_the_stripe_stand_in_takes_a_payment(tmp_path: Path) -> None:

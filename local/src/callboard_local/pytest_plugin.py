@@ -1,12 +1,15 @@
 """Fixtures for a plugin's tests: real back ends, started once per session where they can be shared."""
 
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from . import fault_figures
+from .deployment import KINDS, Deployment, Kind, deployed
 from .fault_figures import Fault
 from .firestore_process import FirestoreProcess
 from .google_emulator import JAR_PACKAGE, JAVA_PACKAGE, GoogleFirestoreProcess
@@ -18,6 +21,7 @@ from .valkey import ValkeyServer
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"emulator: needs the packages {JAR_PACKAGE} and {JAVA_PACKAGE}")
     config.addinivalue_line("markers", fault_figures.MARKER)
+    config.addinivalue_line("markers", "tls: needs a redis-server with TLS, the package redis-server")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -50,6 +54,46 @@ def own_valkey() -> Iterator[ValkeyServer]:
     """A Valkey for this test alone: `kill`, `restart`, `pause` and `resume` it as you like."""
     with ValkeyServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis_channels() -> Iterable[str]:
+    """Override it with the channel prefixes that your plugins declare: an ACL must name them beside the core's."""
+    return ()
+
+
+@pytest.fixture(scope="session")
+def start_redis(redis_channels: Iterable[str]) -> Iterator[Callable[[Kind], Deployment]]:
+    """Any kind of Redis, started when it is first asked for and shared by the whole session: do not break it.
+
+    At the end none of them must have refused a command as not allowed (NOPERM), not of one slot (CROSSSLOT) or another
+    node's (MOVED).
+    """
+    started: dict[Kind, Deployment] = {}
+    with ExitStack() as stack:
+
+        def start(kind: Kind) -> Deployment:
+            if kind not in started:
+                started[kind] = stack.enter_context(deployed(kind, channels=redis_channels))
+            return started[kind]
+
+        yield start
+        refused = {kind: refusals for kind, deployment in started.items() if (refusals := deployment.refusals())}
+        assert not refused, f"Redis has refused commands: {refused}"  # noqa: S101
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.tls if kind == "tls" else ()) for kind in KINDS])
+def redis_deployment(request: pytest.FixtureRequest, start_redis: Callable[[Kind], Deployment]) -> Iterator[Deployment]:
+    """The Redis under test, empty: the test runs once for every kind there is, the last one marked `tls`.
+
+    They are shared by the session: do not break them. The test fails when one refuses it a command.
+    """
+    deployment = start_redis(request.param)
+    deployment.flush()
+    before = deployment.refusals()
+    yield deployment
+    refused: Counter[str] = deployment.refusals() - before
+    assert not refused, f"{deployment.kind} has refused commands: {dict(refused)}"  # noqa: S101
 
 
 @pytest.fixture(scope="session")

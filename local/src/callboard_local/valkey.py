@@ -3,8 +3,10 @@
 import importlib.util
 import platform
 import shutil
+import socket
 import tempfile
 from collections.abc import Sequence
+from io import BufferedIOBase
 from pathlib import Path
 
 from .child import Child, StartError
@@ -31,6 +33,22 @@ class ValkeyServer(ServerProcess):
         """`redis://host:port/0`."""
         return f"redis://{self.address}/0"
 
+    def ask(self, *words: str, as_user: tuple[str, str] | None = None, timeout_s: float = 5.0) -> str:
+        """The answer to one command, sent on a connection of its own; for what a test does to the server. Blocks.
+
+        `as_user` is a name and a password. A refusal is a RuntimeError, no answer in time a TimeoutError (an OSError).
+        """
+        commands = [("AUTH", *as_user)] if as_user else []
+        with (
+            socket.create_connection((self.host, self.port), timeout_s) as connection,
+            connection.makefile("rwb") as stream,
+        ):
+            for command in (*commands, words):
+                parts = [word.encode() for word in command]
+                stream.write(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(p), p) for p in parts))
+            stream.flush()
+            return [_read_answer(stream) for _ in (*commands, words)][-1]
+
     def stop(self) -> None:
         super().stop()
         self._remove_directory()
@@ -52,6 +70,19 @@ class ValkeyServer(ServerProcess):
             self._remove_directory()
             raise
         return child
+
+
+def _read_answer(stream: BufferedIOBase) -> str:
+    """A status, a number or a text."""
+    line = stream.readline().decode()
+    kind, rest = line[:1], line[1:].rstrip("\r\n")
+    if kind == "-":
+        raise RuntimeError(rest)
+    if kind == "$" and rest != "-1":
+        return stream.read(int(rest) + 2)[:-2].decode()
+    if kind not in ("+", ":"):
+        raise OSError(f"no answer that is one text: {line!r}")
+    return rest
 
 
 def bundled_binary() -> Path:
