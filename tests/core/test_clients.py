@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import sys
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from support import Recorded
 from callboard.connections import Connections
 from callboard.messages import new_id
 from callboard.settings import Settings
-from callboard_local import ValkeyServer
+from callboard_local import ValkeyCluster, ValkeyServer
 
 pytestmark = pytest.mark.anyio
 
@@ -155,15 +155,10 @@ async def test_a_publish_whose_reply_is_lost_is_not_sent_twice(own_valkey: Valke
 
 
 @pytest.fixture
-async def cluster() -> AsyncIterator[ValkeyServer]:
+def cluster() -> Iterator[ValkeyServer]:
     """One node that owns all slots: what ElastiCache Serverless looks like."""
-    args = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
-    async with ValkeyServer(args=args) as server, stock(server.port) as client:
-        setup: Any = client
-        await setup.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
-        while (await setup.execute_command("CLUSTER INFO"))["cluster_state"] != "ok":
-            await asyncio.sleep(0.01)
-        yield server
+    with ValkeyCluster(1, 0) as made:
+        yield made.nodes[0]
 
 
 async def test_a_pooled_connection_that_died_costs_no_call(cluster: ValkeyServer) -> None:
@@ -177,6 +172,66 @@ async def test_a_pooled_connection_that_died_costs_no_call(cluster: ValkeyServer
             await control.publish("c", "m")
     await control.initialize()  # only then does it close what it has open
     await control.aclose()
+
+
+# -- a cluster of several nodes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[ValkeyServer]]:
+    """Three that share the slots, of which none takes over from another."""
+    with ValkeyCluster(3, 0, node_timeout_s=600) as made:
+        yield made.nodes
+
+
+def moved(nodes: list[ValkeyServer]) -> int:
+    return sum("errorstat_MOVED" in node.ask("INFO", "errorstats") for node in nodes)
+
+
+async def test_the_first_script_goes_to_the_node_that_has_its_key(nodes: list[ValkeyServer]) -> None:
+    for number in range(10):
+        async with connected(nodes[0].port, cluster="true") as ours:
+            assert await ours.commands.eval("return KEYS[1]", 1, f"k{number}") == b"k%d" % number
+    assert moved(nodes) == 0
+    async with asyncio.timeout(20):
+        while not moved(nodes):  # the control: the stock client sends it to any node
+            theirs = RedisCluster(host="127.0.0.1", port=nodes[0].port)
+            await theirs.eval("return KEYS[1]", 1, "k")
+            await theirs.aclose()
+
+
+async def test_a_node_that_hangs_does_not_hold_up_the_calls_of_the_others(
+    nodes: list[ValkeyServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung = nodes[0]
+
+    def hung_first(asked: list[Any]) -> None:
+        asked.sort(key=lambda node: node.port != hung.port)
+
+    theirs = RedisCluster(host="127.0.0.1", port=nodes[1].port, socket_timeout=1, retry=Retry(NoBackoff(), 0))
+    async with connected(nodes[1].port, cluster="true") as connections:
+        ours: Any = connections.commands
+        await ours.get("k")
+        await theirs.get("k")
+        key = {ours.get_node_from_key(f"k{number}").port: f"k{number}" for number in range(50)}
+        monkeypatch.setattr("redis.asyncio.cluster.random.shuffle", hung_first)  # whom to ask where the nodes are
+        hung.pause()
+        try:
+            for client in (ours, theirs):
+                assert isinstance(await ended(client.get(key[hung.port])), Exception)
+            for node in nodes[1:]:
+                assert await ours.get(key[node.port]) is None
+                assert await ours.pipeline(transaction=False).get(key[node.port]).execute() == [None]
+            assert ours._look  # it is being asked, and nobody waits for its answer
+            await theirs.get(key[nodes[1].port])
+            assert not theirs._initialize  # the control: this call has waited until it was known
+        finally:
+            hung.resume()
+        async with asyncio.timeout(20):
+            while isinstance(await ended(ours.get(key[hung.port])), Exception):
+                await asyncio.sleep(0.01)
+    await theirs.initialize()  # only then does it close what it has open
+    await theirs.aclose()
 
 
 # -- cancellation -----------------------------------------------------------------------------------------------------

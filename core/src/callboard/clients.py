@@ -183,12 +183,19 @@ class _Pipeline(Pipeline):
 
 
 class BoundedCluster(RedisCluster):
+    """Looks where the nodes are beside its calls, which go on with what is known: a node that hangs delays its own
+    keys' calls alone. redis-py's own look-up makes all calls wait, and breaks off those under way when it fails.
+
+    Close it by `shut`: `aclose` is what redis-py itself calls when it wants a new look.
+    """
+
     def __init__(
         self, bounds: Bounds, host: str, port: int, tls: ssl.SSLContext | None, trust: Trust, **options: Any
     ) -> None:
         # A node refuses, rather than waits, when all its connections are in use: the slots do the waiting.
         super().__init__(host, port, max_connections=bounds.slots + 8, **options)
         self._bounds = bounds
+        self._look: asyncio.Task[None] | None = None
         ours = {"tls": tls, "trust": trust}
         self.connection_kwargs.update(ours, connection_class=PlainOrTlsConnection)
         for node in self.startup_nodes:
@@ -196,13 +203,65 @@ class BoundedCluster(RedisCluster):
             node.connection_kwargs.update(ours)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        return await self._bounds.run(super().execute_command, *args, **options)
+        return await self._bounds.run(self._execute_known, *args, **options)
+
+    async def _execute_known(self, *args: Any, **options: Any) -> Any:
+        # Before it has seen the nodes, redis-py sends a script to any of them, which answers MOVED.
+        await self.initialize()
+        return await super().execute_command(*args, **options)
+
+    async def initialize(
+        self, additional_startup_nodes_info: Any = None, last_failed_node_name: str | None = None
+    ) -> BoundedCluster:
+        """Have the nodes looked up, if that is due. Waits when none is known, or when one has just failed us."""
+        if not self._initialize:
+            return self
+        look = self._look
+        if look is None:
+            look = self._look = asyncio.create_task(self._look_up(last_failed_node_name), name="look up the nodes")
+            look.add_done_callback(self._has_looked)
+        if last_failed_node_name is not None or not self._knows_nodes:
+            await asyncio.wait({look})
+            if not self._knows_nodes:
+                await look  # raises what it died of
+        return self
+
+    @property
+    def _knows_nodes(self) -> bool:
+        return bool(self.nodes_manager.slots_cache and self.commands_parser.commands)
+
+    async def _look_up(self, last_failed_node_name: str | None) -> None:
+        await self.nodes_manager.initialize(last_failed_node_name=last_failed_node_name)
+        if not self.commands_parser.commands:
+            await self._learn_commands()
+        self._initialize = False
+
+    async def _learn_commands(self) -> None:
+        """Which of a command's arguments are keys: the same on all nodes, of which any may hang."""
+        failure: Exception = redis.RedisClusterException("The cluster has no primary.")
+        for node in self.get_primaries():
+            try:
+                return await self.commands_parser.initialize(node)
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                failure = error
+        raise failure
+
+    def _has_looked(self, look: asyncio.Task[None]) -> None:
+        self._look = None
+        if not look.cancelled():
+            look.exception()  # seen: who needs its answer raises it, the others go on and ask for another look
 
     async def aclose(self) -> None:
-        await super().aclose()
-        # redis-py leaves the sockets open when the client was about to look at the cluster anew.
+        self._initialize = True
+
+    async def shut(self) -> None:
+        """Close all connections."""
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.wait({self._look})
         await self.nodes_manager.aclose()
         await self.nodes_manager.aclose("startup_nodes")
+        self._initialize = True  # says to redis-py that nothing is open
 
     def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:
         pipe = _ClusterPipeline(self, transaction)  # type: ignore[abstract]  # its attribute is set in __init__

@@ -263,7 +263,7 @@ def redis_errors(connections: Connections) -> Iterator[None]:
 
 async def _close(client: Redis) -> None:
     try:
-        await client.aclose()
+        await (client.shut() if isinstance(client, BoundedCluster) else client.aclose())
     except (*_UNAVAILABLE, redis.RedisError):
         return  # the sockets are closed all the same; the server has not heard of it
 
