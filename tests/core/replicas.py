@@ -1,4 +1,4 @@
-"""Listeners on replicas that share one Valkey, a source that the test turns, and what a consumer hears."""
+"""Listeners on replicas that share one Redis, a source that the test turns, and what a consumer hears."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from redis.asyncio import Redis
+from support import Address, administering, at_one_node, settings_on
 
 from callboard.connections import Connections
 from callboard.context import Context, current_context
@@ -22,9 +22,7 @@ from callboard.fleet.presence import Presence
 from callboard.fleet.supervisor import Patience
 from callboard.messages import Event
 from callboard.service import Service, User, listener
-from callboard.settings import Settings
 from callboard.telemetry import Telemetry
-from callboard_local import ValkeyServer
 
 LEASE_TTL_S = 1.2
 ITEMS, LOUD = "shop.items", "shop.loud"
@@ -127,16 +125,6 @@ class Replica:
         return math.nan if value is None else value
 
 
-class Address(Protocol):
-    """A server, or what stands before it."""
-
-    @property
-    def host(self) -> str: ...
-
-    @property
-    def port(self) -> int: ...
-
-
 @asynccontextmanager
 async def replica(
     server: Address,
@@ -148,7 +136,7 @@ async def replica(
     lease_ttl_s: float = LEASE_TTL_S,
     patience: Patience | None = None,
 ) -> AsyncIterator[Replica]:
-    settings = Settings(redis_host=server.host, redis_port=server.port, redis_cluster="false", replica=name)
+    settings = settings_on(server, LISTENERS_REPLICA=name)
     stream = io.StringIO()
     telemetry = Telemetry(replica=name, stream=stream)
     shop = service or Shop()
@@ -183,11 +171,11 @@ class Heard:
 
 
 @asynccontextmanager
-async def hearing(server: ValkeyServer, channel: str) -> AsyncIterator[Heard]:
+async def hearing(server: Address, channel: str) -> AsyncIterator[Heard]:
     heard, subscribed = Heard(), asyncio.Event()
 
     async def hear() -> None:
-        async with Redis(host=server.host, port=server.port) as client, client.pubsub() as pubsub:
+        async with at_one_node(server) as client, client.pubsub() as pubsub:
             await pubsub.subscribe(channel)
             async for message in pubsub.listen():
                 if message["type"] == "subscribe":
@@ -204,8 +192,8 @@ async def hearing(server: ValkeyServer, channel: str) -> AsyncIterator[Heard]:
         await asyncio.wait([task])
 
 
-async def lease_owner(server: ValkeyServer, name: str, uid: str) -> Any:
-    async with Redis(host=server.host, port=server.port) as client:
+async def lease_owner(server: Address, name: str, uid: str) -> Any:
+    async with administering(server) as client:
         return await client.hget(f"callboard:lease:listener:{name}:{{{uid}}}", "owner")
 
 

@@ -1,28 +1,29 @@
 from __future__ import annotations
 
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from core.cluster import CLUSTER, administering, join
+from msgspec.structs import replace
 from redis import exceptions as redis
 from redis.asyncio import RedisCluster
-from support import Recorded
+from support import Address, Recorded, administering, settings_on
 
 from callboard.connections import Connections, redis_errors
 from callboard.errors import ConfigurationError, Unavailable
 from callboard.settings import Secret, Settings
-from callboard_local import ValkeyServer
+from callboard_local import Authority, Deployment, ValkeyCluster, ValkeyServer
+from callboard_local.deployment import DEBIANS
+from callboard_local.server import free_port
 
 pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def opened(server: ValkeyServer, **fields: Any) -> AsyncIterator[Connections]:
-    settings = Settings(**{"redis_host": server.host, "redis_port": server.port, **fields})
+async def opened(server: Address, **fields: Any) -> AsyncIterator[Connections]:
+    settings = replace(settings_on(server), **fields)
     async with Connections(settings, Recorded().telemetry, attempt_timeout_s=0.3, call_limit_s=1) as connections:
         yield connections
 
@@ -68,17 +69,46 @@ async def test_it_opens_without_a_server_and_heals(own_valkey: ValkeyServer) -> 
         assert (connections.state, connections.mode) == ("ok", "plain")
 
 
-async def test_answers_are_bytes(valkey_server: ValkeyServer) -> None:
-    async with opened(valkey_server) as connections:
+# -- on every kind of Redis -------------------------------------------------------------------------------------------
+
+
+async def test_every_kind_is_recognised_and_spoken_to(redis_deployment: Deployment) -> None:
+    async with opened(redis_deployment) as connections:
+        assert connections.state == "ok", connections.last_error
+        assert connections.mode == ("cluster" if redis_deployment.is_cluster else "plain")
+        pipe = connections.commands.pipeline(transaction=False)
+        for number in range(20):
+            pipe.set(f"callboard:test:{number}", number)
+        await pipe.execute()
+        assert await connections.commands.get("callboard:test:7") == b"7"
+        script = "return redis.call('GET', KEYS[1])"
+        assert await connections.commands.eval(script, 1, "callboard:test:9") == b"9"
+
+
+async def test_answers_are_bytes(redis_deployment: Deployment) -> None:
+    async with opened(redis_deployment) as connections:
         await connections.commands.set("callboard:test:bytes", b"\xff\x00")
         assert await connections.commands.get("callboard:test:bytes") == b"\xff\x00"
 
 
-# -- which errors mean that Redis cannot serve ------------------------------------------------------------------------
+async def test_a_publish_reaches_a_subscriber_on_any_node(redis_deployment: Deployment) -> None:
+    async with opened(redis_deployment) as connections:
+        await ask(connections)
+        ports = set()
+        for number in range(30):
+            subscriber = connections.subscriber()
+            ports.add(subscriber.port)
+            await subscriber.connect()
+            subscriber.send(("SUBSCRIBE", f"user:{number}"))
+            await subscriber.receive()
+            await connections.publisher.publish(f"user:{number}", "hello")
+            assert await subscriber.receive() == [[b"message", b"user:%d" % number, b"hello"]]
+            await subscriber.close()
+        assert (len(ports) > 1) is (len(redis_deployment.nodes) > 1)
 
 
-async def test_a_mistake_in_a_command_is_not_an_outage(valkey_server: ValkeyServer) -> None:
-    async with opened(valkey_server) as connections:
+async def test_a_mistake_in_a_command_is_not_an_outage(redis_deployment: Deployment) -> None:
+    async with opened(redis_deployment) as connections:
         await connections.commands.set("callboard:test:text", "x")
         with pytest.raises(redis.ResponseError), redis_errors(connections):
             await connections.commands.hget("callboard:test:text", "field")
@@ -87,6 +117,9 @@ async def test_a_mistake_in_a_command_is_not_an_outage(valkey_server: ValkeyServ
         with pytest.raises(ZeroDivisionError), redis_errors(connections):
             raise ZeroDivisionError
         assert connections.state == "ok"
+
+
+# -- which errors mean that Redis cannot serve ------------------------------------------------------------------------
 
 
 async def test_a_full_server_cannot_serve(own_valkey: ValkeyServer) -> None:
@@ -127,65 +160,33 @@ async def test_a_server_that_became_a_replica_is_looked_up_anew(own_valkey: Valk
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[tuple[ValkeyServer, ValkeyServer]]:
-    with ValkeyServer(args=CLUSTER) as one, ValkeyServer(args=CLUSTER) as other:
-        yield one, other
+def node() -> Iterator[ValkeyServer]:
+    """The first of two, each with half of the slots."""
+    with ValkeyCluster(2, 0) as made:
+        yield made.nodes[0]
 
 
 @pytest.fixture
-async def cluster(nodes: tuple[ValkeyServer, ValkeyServer]) -> AsyncIterator[ValkeyServer]:
-    """The first of two nodes, each with half of the slots."""
-    await join(*nodes)
-    yield nodes[0]
-    async with administering(nodes[0]) as first:
-        await first.execute_command("ACL", "SETUSER", "default", "+@all")
-
-
-async def test_a_cluster_is_recognised_and_spoken_to(cluster: ValkeyServer) -> None:
-    async with opened(cluster) as connections:
-        assert connections.mode == "cluster"
-        pipe = connections.commands.pipeline(transaction=False)
-        for number in range(20):
-            pipe.set(f"callboard:test:{number}", number)
-        await pipe.execute()
-        assert await connections.commands.get("callboard:test:7") == b"7"
-        script = "return redis.call('GET', KEYS[1])"
-        assert await connections.commands.eval(script, 1, "callboard:test:9") == b"9"
-
-
-async def test_a_publish_reaches_a_subscriber_on_any_node(cluster: ValkeyServer) -> None:
-    async with opened(cluster) as connections:
-        await ask(connections)
-        ports = set()
-        for number in range(20):
-            subscriber = connections.subscriber()
-            ports.add(subscriber.port)
-            await subscriber.connect()
-            subscriber.send(("SUBSCRIBE", f"user:{number}"))
-            await subscriber.receive()
-            await connections.publisher.publish(f"user:{number}", "hello")
-            assert await subscriber.receive() == [[b"message", b"user:%d" % number, b"hello"]]
-            await subscriber.close()
-        assert len(ports) == 2
+def cluster(node: ValkeyServer) -> Iterator[ValkeyServer]:
+    yield node
+    node.ask("ACL", "SETUSER", "default", "+@all")
 
 
 async def test_a_server_that_hides_its_mode_is_found_out_when_it_redirects(cluster: ValkeyServer) -> None:
-    async with administering(cluster) as admin:
-        await admin.execute_command("ACL", "SETUSER", "default", "-info", "-cluster|info")
-        async with opened(cluster) as connections:
-            assert connections.mode == "plain"
-            with pytest.raises(Unavailable):
-                await set_keys(connections)
-            assert isinstance(connections.commands, RedisCluster)
-            assert connections.mode == "cluster"
+    cluster.ask("ACL", "SETUSER", "default", "-info", "-cluster|info")
+    async with opened(cluster) as connections:
+        assert connections.mode == "plain"
+        with pytest.raises(Unavailable):
             await set_keys(connections)
+        assert isinstance(connections.commands, RedisCluster)
+        assert connections.mode == "cluster"
+        await set_keys(connections)
 
 
 async def test_info_refused_leaves_cluster_info(cluster: ValkeyServer) -> None:
-    async with administering(cluster) as admin:
-        await admin.execute_command("ACL", "SETUSER", "default", "-info")
-        async with opened(cluster) as connections:
-            assert connections.mode == "cluster"
+    cluster.ask("ACL", "SETUSER", "default", "-info")
+    async with opened(cluster) as connections:
+        assert connections.mode == "cluster"
 
 
 async def test_a_cluster_that_must_not_be_one_is_named(cluster: ValkeyServer) -> None:
@@ -207,8 +208,7 @@ async def test_a_plain_server_that_should_be_a_cluster_is_down(valkey_server: Va
 
 
 async def test_a_wrong_password_is_named_and_not_shown(own_valkey: ValkeyServer) -> None:
-    async with administering(own_valkey) as admin:
-        await admin.execute_command("ACL", "SETUSER", "alice", "on", ">right-password", "~*", "&*", "+@all")
+    own_valkey.ask("ACL", "SETUSER", "alice", "on", ">right-password", "~*", "&*", "+@all")
     async with opened(own_valkey, redis_username="alice", redis_password=Secret("wrong-password")) as connections:
         assert connections.state == "down"
         assert "LISTENERS_REDIS_PASSWORD" in str(connections.last_error)
@@ -221,6 +221,14 @@ async def test_a_wrong_password_is_named_and_not_shown(own_valkey: ValkeyServer)
     async with opened(own_valkey, redis_username="alice", redis_password=Secret("right-password")) as connections:
         assert connections.state == "ok"
         assert await connections.commands.acl_whoami() == "alice"
+
+
+async def test_a_password_alone_is_the_default_users(own_valkey: ValkeyServer) -> None:
+    own_valkey.ask("CONFIG", "SET", "requirepass", "right-password")
+    async with opened(own_valkey, redis_password=Secret("right-password")) as connections:
+        assert await connections.commands.get("callboard:nothing") is None
+    async with opened(own_valkey) as connections:
+        assert "LISTENERS_REDIS_PASSWORD" in str(connections.last_error)
 
 
 async def test_a_local_redis_overrides_the_other_settings() -> None:
@@ -262,51 +270,24 @@ async def test_what_cannot_work_stops_the_start(valkey_server: ValkeyServer, fie
             pass
 
 
-def openssl(directory: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`ca.pem` signed `server.pem` for 127.0.0.1; `other.pem` is an authority that signed nothing."""
-    made = tmp_path_factory.mktemp("tls")
-    new = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    openssl(made, *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca")
-    openssl(made, *new, "-keyout", "other.key", "-out", "other.pem", "-subj", "/CN=other")
-    openssl(
-        made, *new, "-keyout", "server.key", "-out", "server.pem", "-subj", "/CN=redis", "-CA", "ca.pem",
-        "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1",
-    )  # fmt: skip
-    return made
-
-
-@pytest.fixture(scope="module")
-def tls_server(certificates: Path) -> Iterator[ValkeyServer]:
+@pytest.fixture
+def tls_server(authority: Authority) -> Iterator[ValkeyServer]:
     """A server that speaks TLS alone."""
-    with ValkeyServer() as free:
-        port = free.port
-    args = ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no", "--tls-ca-cert-file", "ca.pem"]
-    args += ["--tls-cert-file", "server.pem", "--tls-key-file", "server.key"]
-    args = [str(certificates / arg) if arg.endswith((".pem", ".key")) else arg for arg in args]
-    with ValkeyServer(port, binary="/usr/bin/redis-server", args=args) as server:
+    port = free_port()
+    args = ["--port", "0", *authority.valkey_args(authority.issue("server"), port)]
+    with ValkeyServer(port, binary=DEBIANS, args=args) as server:
         yield server
 
 
 @pytest.mark.tls
-async def test_tls_with_the_right_authority(tls_server: ValkeyServer, certificates: Path) -> None:
-    async with opened(tls_server, redis_tls=True, redis_tls_ca=str(certificates / "ca.pem")) as connections:
-        assert connections.state == "ok"
-        subscriber = connections.subscriber()
-        await subscriber.connect()
-        subscriber.send(("SUBSCRIBE", "c"))
-        assert await subscriber.receive() == [[b"subscribe", b"c", 1]]
-        await subscriber.close()
-
-
-@pytest.mark.tls
-@pytest.mark.parametrize("authority", ["other.pem", ""])
-async def test_tls_with_a_wrong_authority(tls_server: ValkeyServer, certificates: Path, authority: str) -> None:
-    path = str(certificates / authority) if authority else ""
+@pytest.mark.parametrize("trusted", ["another", "the system's"])
+async def test_tls_with_a_wrong_authority(tls_server: ValkeyServer, tmp_path: Path, trusted: str) -> None:
+    path = str(Authority(tmp_path, "another").certificate) if trusted == "another" else ""
     async with opened(tls_server, redis_tls=True, redis_tls_ca=path) as connections:
         assert connections.state == "down"
         assert "not trusted" in str(connections.last_error)

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 from msgspec import Raw
-from support import MakeSettings, Recorded
+from redis.asyncio import Redis
+from support import MakeSettings, Recorded, settings_on
 
 from callboard.connections import Connections
 from callboard.errors import DeadlineExceeded, KeyReused, OutcomeUnknown, Unavailable
@@ -21,10 +22,15 @@ from callboard.rpc.idempotency import (
     record_of,
 )
 from callboard.rpc.records import Claim
-from callboard_local import ValkeyServer
+from callboard_local import Deployment, ValkeyServer
 
 pytestmark = pytest.mark.anyio
 UNKNOWN = ErrorBody("ABORTED", OutcomeUnknown().message, details={"outcome": "unknown"})
+
+
+@pytest.fixture
+def redis_server(redis_deployment: Deployment) -> Deployment:
+    return redis_deployment
 
 
 @pytest.fixture
@@ -63,11 +69,11 @@ async def owned(records: Idempotency, record: str) -> Claim:
     return claimed
 
 
-async def until_expired(connections: Connections, record: str) -> None:
+async def until_expired(admin: Redis, record: str) -> None:
     key = f"callboard:idem:{record}"
     while True:
-        expires = int(await connections.commands.hget(key, "expires") or 0)
-        seconds, micros = await connections.commands.time()
+        expires = int(await admin.hget(key, "expires") or 0)
+        seconds, micros = await admin.time()
         if seconds * 1000 + micros // 1000 > expires:
             return
         await asyncio.sleep(0.01)
@@ -135,22 +141,22 @@ async def test_a_call_that_never_began_is_forgotten(records: Idempotency) -> Non
     await owned(records, record)
 
 
-async def test_a_dead_owner_leaves_an_unknown_outcome(brief: Idempotency, connections: Connections) -> None:
+async def test_a_dead_owner_leaves_an_unknown_outcome(brief: Idempotency, admin: Redis) -> None:
     record = new_id()
     await owned(brief, record)
-    await until_expired(connections, record)
+    await until_expired(admin, record)
     with pytest.raises(OutcomeUnknown):
         await claim(brief, record)
-    assert await connections.commands.pttl(f"callboard:idem:{record}") > 0
+    assert await admin.pttl(f"callboard:idem:{record}") > 0
 
 
 async def test_what_was_told_of_a_dead_owner_stays_so_when_it_wakes_up(
-    brief: Idempotency, records: Idempotency, connections: Connections, recorded: Recorded
+    brief: Idempotency, records: Idempotency, admin: Redis, recorded: Recorded
 ) -> None:
     record = new_id()
     paused = await owned(brief, record)
     await brief.begin(paused)
-    await until_expired(connections, record)
+    await until_expired(admin, record)
     with pytest.raises(OutcomeUnknown):
         await claim(records, record)
     await brief._renew([paused])  # its keeper wakes up first
@@ -163,22 +169,22 @@ async def test_what_was_told_of_a_dead_owner_stays_so_when_it_wakes_up(
 
 
 async def test_an_owner_that_wakes_up_before_anybody_asked_stores_its_answer(
-    brief: Idempotency, records: Idempotency, connections: Connections
+    brief: Idempotency, records: Idempotency, admin: Redis
 ) -> None:
     record = new_id()
     paused = await owned(brief, record)
-    await until_expired(connections, record)
+    await until_expired(admin, record)
     answer = StoredAnswer(True, data=Raw(b'"mine"'))
     assert await brief.finish(paused, answer) is answer
     assert await said(records, record) == b'"mine"'
 
 
 async def test_a_dead_owners_retry_safe_call_runs_again_and_its_answer_is_everyones(
-    brief: Idempotency, records: Idempotency, connections: Connections
+    brief: Idempotency, records: Idempotency, admin: Redis
 ) -> None:
     record = new_id()
     paused = await owned(brief, record)
-    await until_expired(connections, record)
+    await until_expired(admin, record)
     again = await claim(records, record, retry_safe=True)
     assert isinstance(again, Claim)
     woken = asyncio.create_task(brief.finish(paused, StoredAnswer(True, data=Raw(b'"paused"'))))
@@ -190,25 +196,25 @@ async def test_a_dead_owners_retry_safe_call_runs_again_and_its_answer_is_everyo
 
 
 async def test_of_two_owners_whose_leases_both_lapsed_the_first_to_end_is_heard(
-    brief: Idempotency, connections: Connections
+    brief: Idempotency, admin: Redis
 ) -> None:
     record = new_id()
     first = await owned(brief, record)
-    await until_expired(connections, record)
+    await until_expired(admin, record)
     second = await claim(brief, record, retry_safe=True)
     assert isinstance(second, Claim)
-    await until_expired(connections, record)
+    await until_expired(admin, record)
     await brief.finish(first, StoredAnswer(True, data=Raw(b'"first"')))
     stands = await brief.finish(second, StoredAnswer(True, data=Raw(b'"second"')))
     assert bytes(stands.data) == b'"first"'  # type: ignore[arg-type]
 
 
 async def test_whoever_waits_for_anothers_answer_is_let_go_when_the_service_stops(
-    brief: Idempotency, records: Idempotency, connections: Connections
+    brief: Idempotency, records: Idempotency, admin: Redis
 ) -> None:
     record = new_id()
     paused = await owned(brief, record)
-    await until_expired(connections, record)
+    await until_expired(admin, record)
     assert isinstance(await claim(records, record, retry_safe=True), Claim)
     woken = asyncio.create_task(brief.finish(paused, StoredAnswer(True, data=Raw(b"1"))))
     await asyncio.wait({woken}, timeout=0.1)
@@ -219,11 +225,11 @@ async def test_whoever_waits_for_anothers_answer_is_let_go_when_the_service_stop
 
 @pytest.mark.parametrize("told", [True, False])
 async def test_a_call_that_waited_longer_than_its_lease_begins_only_if_nobody_was_told(
-    brief: Idempotency, records: Idempotency, connections: Connections, told: bool
+    brief: Idempotency, records: Idempotency, admin: Redis, told: bool
 ) -> None:
     record = new_id()
     waited = await owned(brief, record)
-    await until_expired(connections, record)
+    await until_expired(admin, record)
     if not told:
         await brief.begin(waited)
         with pytest.raises(DeadlineExceeded):
@@ -238,13 +244,13 @@ async def test_a_call_that_waited_longer_than_its_lease_begins_only_if_nobody_wa
 
 
 async def test_a_record_that_redis_lost_in_the_middle_is_made_anew(
-    records: Idempotency, connections: Connections, recorded: Recorded
+    records: Idempotency, admin: Redis, recorded: Recorded
 ) -> None:
     kept, ended, given_up = new_id(), new_id(), new_id()
     claims = [await owned(records, record) for record in (kept, ended, given_up)]
     for begun in claims[:2]:
         await records.begin(begun)
-    await connections.commands.delete(*(f"callboard:idem:{record}" for record in (kept, ended, given_up)))
+    await admin.delete(*(f"callboard:idem:{record}" for record in (kept, ended, given_up)))
 
     await records._renew([claims[0], claims[2]])
     with pytest.raises(DeadlineExceeded):
@@ -256,12 +262,10 @@ async def test_a_record_that_redis_lost_in_the_middle_is_made_anew(
     assert recorded.metric("callboard_idempotency_total", outcome="lease_lost") == 1  # the one that was given up
 
 
-async def test_a_lost_record_that_other_arguments_took_is_left_alone(
-    records: Idempotency, connections: Connections
-) -> None:
+async def test_a_lost_record_that_other_arguments_took_is_left_alone(records: Idempotency, admin: Redis) -> None:
     record = new_id()
     lost = await owned(records, record)
-    await connections.commands.delete(f"callboard:idem:{record}")
+    await admin.delete(f"callboard:idem:{record}")
     other = await claim(records, record, "other")
     assert isinstance(other, Claim)
     answer = StoredAnswer(True, data=Raw(b"1"))
@@ -270,33 +274,31 @@ async def test_a_lost_record_that_other_arguments_took_is_left_alone(
     assert await said(records, record, "other") == b"2"
 
 
-async def test_a_living_owner_keeps_its_lease(kept: Idempotency, connections: Connections) -> None:
+async def test_a_living_owner_keeps_its_lease(kept: Idempotency, admin: Redis) -> None:
     record = new_id()
     await owned(kept, record)
-    first = int(await connections.commands.hget(f"callboard:idem:{record}", "expires") or 0)
+    first = int(await admin.hget(f"callboard:idem:{record}", "expires") or 0)
     with pytest.raises(DeadlineExceeded):  # it outlives its lease: never unknown, never run again
         await claim(kept, record, within_s=3.5)
-    assert int(await connections.commands.hget(f"callboard:idem:{record}", "expires") or 0) > first
+    assert int(await admin.hget(f"callboard:idem:{record}", "expires") or 0) > first
 
 
-async def test_a_running_record_has_no_redis_ttl_and_a_finished_one_has(
-    records: Idempotency, connections: Connections
-) -> None:
+async def test_a_running_record_has_no_redis_ttl_and_a_finished_one_has(records: Idempotency, admin: Redis) -> None:
     record = new_id()
     first = await owned(records, record)
-    assert await connections.commands.pttl(f"callboard:idem:{record}") == -1
+    assert await admin.pttl(f"callboard:idem:{record}") == -1
     await records.finish(first, StoredAnswer(True, data=Raw(b"1")))
-    assert 0 < await connections.commands.pttl(f"callboard:idem:{record}") <= 900_000
+    assert 0 < await admin.pttl(f"callboard:idem:{record}") <= 900_000
 
 
-async def test_the_sweep_settles_what_dead_owners_left(brief: Idempotency, connections: Connections) -> None:
+async def test_the_sweep_settles_what_dead_owners_left(brief: Idempotency, admin: Redis) -> None:
     record, living = new_id(), new_id()
     await owned(brief, record)
-    await until_expired(connections, record)
+    await until_expired(admin, record)
     await owned(brief, living)
-    while await connections.commands.zscore("callboard:idem-running", record) is not None:
+    while await admin.zscore("callboard:idem-running", record) is not None:
         await brief._records.sweep()
-    assert await connections.commands.pttl(f"callboard:idem:{record}") > 0
+    assert await admin.pttl(f"callboard:idem:{record}") > 0
 
 
 async def test_a_repeated_claim_and_finish_are_harmless(records: Idempotency, connections: Connections) -> None:
@@ -321,10 +323,8 @@ async def test_a_huge_answer_is_not_kept(records: Idempotency) -> None:
     assert not stored.kept
 
 
-async def test_the_scripts_travel_once(
-    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
-) -> None:
-    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+async def test_the_scripts_travel_once(own_valkey: ValkeyServer, recorded: Recorded) -> None:
+    settings = settings_on(own_valkey)
     async with Connections(settings, recorded.telemetry) as connections:
         records = Idempotency(settings, connections, recorded.telemetry)
         for _ in range(20):
@@ -337,10 +337,8 @@ async def test_the_scripts_travel_once(
     assert stats["cmdstat_evalsha"]["calls"] == 5 * 20
 
 
-async def test_without_redis_nothing_is_claimed(
-    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
-) -> None:
-    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+async def test_without_redis_nothing_is_claimed(own_valkey: ValkeyServer, recorded: Recorded) -> None:
+    settings = settings_on(own_valkey)
     async with Connections(settings, recorded.telemetry) as connections:
         records = Idempotency(settings, connections, recorded.telemetry)
         await owned(records, new_id())  # negative control: with it, it is
@@ -350,9 +348,9 @@ async def test_without_redis_nothing_is_claimed(
 
 
 async def test_an_answer_that_redis_could_not_take_is_stored_when_it_is_back(
-    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+    own_valkey: ValkeyServer, recorded: Recorded
 ) -> None:
-    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+    settings = settings_on(own_valkey)
     async with (
         Connections(settings, recorded.telemetry) as connections,
         Idempotency(settings, connections, recorded.telemetry, lease_ttl_s=0.6) as records,
@@ -381,10 +379,8 @@ async def _claimed_or_unknown(records: Idempotency, record: str) -> Claim | Stor
         return None
 
 
-async def test_a_claim_waits_for_redis_until_its_deadline(
-    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
-) -> None:
-    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+async def test_a_claim_waits_for_redis_until_its_deadline(own_valkey: ValkeyServer, recorded: Recorded) -> None:
+    settings = settings_on(own_valkey)
     async with Connections(settings, recorded.telemetry, attempt_timeout_s=3_600, call_limit_s=3_600) as connections:
         records = Idempotency(settings, connections, recorded.telemetry)
         own_valkey.pause()
@@ -394,9 +390,9 @@ async def test_a_claim_waits_for_redis_until_its_deadline(
 
 
 async def test_a_claim_that_redis_executes_late_does_not_block_the_key(
-    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+    own_valkey: ValkeyServer, recorded: Recorded
 ) -> None:
-    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+    settings = settings_on(own_valkey)
     async with (
         Connections(settings, recorded.telemetry, attempt_timeout_s=0.2) as connections,
         Idempotency(settings, connections, recorded.telemetry, lease_ttl_s=1.2) as records,
@@ -415,9 +411,9 @@ async def test_a_claim_that_redis_executes_late_does_not_block_the_key(
 
 
 async def test_without_memory_nothing_is_claimed_and_what_cannot_be_stored_holds_up_nothing(
-    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
+    own_valkey: ValkeyServer, recorded: Recorded
 ) -> None:
-    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+    settings = settings_on(own_valkey)
     async with (
         Connections(settings, recorded.telemetry) as connections,
         Idempotency(settings, connections, recorded.telemetry) as records,
@@ -441,35 +437,31 @@ async def test_without_memory_nothing_is_claimed_and_what_cannot_be_stored_holds
         assert await said(records, running) == b"2"
 
 
-async def test_the_end_of_a_lost_claim_leaves_the_next_one_alone(
-    records: Idempotency, connections: Connections
-) -> None:
+async def test_the_end_of_a_lost_claim_leaves_the_next_one_alone(records: Idempotency, admin: Redis) -> None:
     record = new_id()
     first = await owned(records, record)
-    await connections.commands.delete(f"callboard:idem:{record}")  # a failover that forgot it
+    await admin.delete(f"callboard:idem:{record}")  # a failover that forgot it
     second = await owned(records, record)
     late = asyncio.create_task(records.finish(first, StoredAnswer(True, data=Raw(b"1"))))
     while list(records._held.values()) != [second]:
         await asyncio.wait({late}, timeout=0.01)
-    assert await connections.commands.zscore("callboard:idem-running", record) is not None
+    assert await admin.zscore("callboard:idem-running", record) is not None
     with pytest.raises(DeadlineExceeded):
         await claim(records, record, within_s=0)
     await records.finish(second, StoredAnswer(True, data=Raw(b"2")))
     assert bytes((await late).data) == b"2"  # type: ignore[arg-type]
 
 
-async def test_replays_leave_the_index_with_the_next_sweep(brief: Idempotency, connections: Connections) -> None:
+async def test_replays_leave_the_index_with_the_next_sweep(brief: Idempotency, admin: Redis) -> None:
     record = new_id()
     await brief.finish(await owned(brief, record), StoredAnswer(True, data=Raw(b"1")))
     await claim(brief, record)
-    while await connections.commands.zscore("callboard:idem-running", record) is not None:
+    while await admin.zscore("callboard:idem-running", record) is not None:
         await brief._records.sweep(batch=1)
 
 
-async def test_evictions_are_told_by_a_metric(
-    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
-) -> None:
-    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+async def test_evictions_are_told_by_a_metric(own_valkey: ValkeyServer, recorded: Recorded) -> None:
+    settings = settings_on(own_valkey)
     name = "callboard_redis_evicted_keys"
     async with (
         Connections(settings, recorded.telemetry) as connections,
@@ -486,10 +478,8 @@ async def test_evictions_are_told_by_a_metric(
             await asyncio.sleep(0.02)
 
 
-async def test_a_stop_without_redis_says_what_is_lost(
-    own_valkey: ValkeyServer, make_settings: MakeSettings, recorded: Recorded
-) -> None:
-    settings = make_settings(LISTENERS_REDIS_PORT=str(own_valkey.port))
+async def test_a_stop_without_redis_says_what_is_lost(own_valkey: ValkeyServer, recorded: Recorded) -> None:
+    settings = settings_on(own_valkey)
     async with (
         Connections(settings, recorded.telemetry) as connections,
         Idempotency(settings, connections, recorded.telemetry) as records,

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from core.cluster import CLUSTER, join
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from support import Recorded
@@ -16,12 +15,17 @@ from callboard.errors import Unavailable
 from callboard.fleet.leases import _INDEX_DROP, _INDEX_TAKE_DUE, INDEX, Lease, Leases
 from callboard.messages import new_id
 from callboard.settings import Settings
-from callboard_local import ValkeyServer
+from callboard_local import Deployment, ValkeyServer
 
 pytestmark = pytest.mark.anyio
 
 LONG_S = 60
 SHORT_S = 0.05
+
+
+@pytest.fixture
+def redis_server(redis_deployment: Deployment) -> Deployment:
+    return redis_deployment
 
 
 @pytest.fixture
@@ -106,40 +110,36 @@ async def test_the_fence_grows_when_redis_forgot_everything(
     assert after.fence > before.fence
 
 
-async def test_the_same_owner_begins_a_new_tenure_after_its_own_expiry(
-    leases: Leases, key: str, connections: Connections
-) -> None:
+async def test_the_same_owner_begins_a_new_tenure_after_its_own_expiry(leases: Leases, key: str, admin: Redis) -> None:
     lease = await take(leases, key, "owner")
-    await connections.commands.hset(key, "expires", "1")
+    await admin.hset(key, "expires", "1")
     again = await take(leases, key, "owner")
     assert again.fence > lease.fence
     assert not again.taken_over
 
 
-async def test_a_held_lease_has_no_redis_ttl_and_a_released_one_has(
-    leases: Leases, key: str, connections: Connections
-) -> None:
+async def test_a_held_lease_has_no_redis_ttl_and_a_released_one_has(leases: Leases, key: str, admin: Redis) -> None:
     lease = await take(leases, key, "owner")
-    assert await connections.commands.pttl(key) == -1
+    assert await admin.pttl(key) == -1
     await lease.release()
-    assert await connections.commands.pttl(key) > 0
-    assert await connections.commands.hkeys(key) == [b"fence"]
+    assert await admin.pttl(key) > 0
+    assert await admin.hkeys(key) == [b"fence"]
     await take(leases, key, "other")
-    assert await connections.commands.pttl(key) == -1
+    assert await admin.pttl(key) == -1
 
 
-async def test_renewing_keeps_it(leases: Leases, key: str, connections: Connections) -> None:
+async def test_renewing_keeps_it(leases: Leases, key: str, admin: Redis) -> None:
     lease = await take(leases, key, "owner")
-    await connections.commands.hset(key, "expires", "9999999999999")
+    await admin.hset(key, "expires", "9999999999999")
     assert await lease.renew()
-    expires = await connections.commands.hget(key, "expires")
+    expires = await admin.hget(key, "expires")
     assert int(expires or 0) < 9_999_999_999_999
     assert (await take(leases, key, "owner")).fence == lease.fence
 
 
-async def test_renewing_an_expired_lease_does_not_revive_it(leases: Leases, key: str, connections: Connections) -> None:
+async def test_renewing_an_expired_lease_does_not_revive_it(leases: Leases, key: str, admin: Redis) -> None:
     lease = await take(leases, key, "owner")
-    await connections.commands.hset(key, "expires", "1")
+    await admin.hset(key, "expires", "1")
     assert not await lease.renew()
     assert not lease.is_firm()
 
@@ -151,11 +151,9 @@ async def test_renewing_a_lease_that_was_taken_over_leaves_it_alone(leases: Leas
     assert await successor.renew()
 
 
-async def test_an_owner_is_told_of_nudges_once_when_it_renews(
-    leases: Leases, key: str, connections: Connections
-) -> None:
+async def test_an_owner_is_told_of_nudges_once_when_it_renews(leases: Leases, key: str, admin: Redis) -> None:
     await leases.nudge([key])
-    assert await connections.commands.exists(key) == 0, "of a lease that nobody holds, nothing stays"
+    assert await admin.exists(key) == 0, "of a lease that nobody holds, nothing stays"
     lease = await take(leases, key, "owner")
     assert await lease.renew()
     assert not lease.nudged
@@ -184,11 +182,11 @@ async def test_releasing_what_is_anothers_leaves_it_alone(leases: Leases, key: s
     assert await successor.renew()
 
 
-async def test_everyone_can_read_whose_it_is(leases: Leases, key: str, connections: Connections) -> None:
+async def test_everyone_can_read_whose_it_is(leases: Leases, key: str, admin: Redis) -> None:
     assert await leases.owner(key) is None
     lease = await take(leases, key, "owner")
     assert await leases.owner(key) == "owner"
-    await connections.commands.hset(key, "expires", "1")
+    await admin.hset(key, "expires", "1")
     assert await leases.owner(key) is None  # it expired: nobody's, though the name still stands there
     successor = await take(leases, key, "next")
     assert await leases.owner(key) == "next"
@@ -237,24 +235,22 @@ async def test_without_redis_nothing_is_granted_and_nothing_is_lost(
     assert not lease.is_firm()
 
 
-async def test_a_server_that_lost_its_scripts_is_taught_them(
-    leases: Leases, key: str, connections: Connections
-) -> None:
+async def test_a_server_that_lost_its_scripts_is_taught_them(leases: Leases, key: str, admin: Redis) -> None:
     lease = await take(leases, key, "owner")
-    await connections.commands.script_flush()
+    await admin.script_flush()
     assert await lease.renew()
 
 
 # -- many at once ------------------------------------------------------------------------------------------------------
 
 
-async def check_many(leases: Leases, redis: Any) -> None:
+async def test_many_are_taken_and_renewed_at_once(leases: Leases, admin: Any) -> None:
     """Free, released, expired and another's keys in one request; then lost and held leases in one."""
-    names = [f"{{{number}}}lease" for number in range(12)]
+    names = [f"callboard:lease:{{{number}}}" for number in range(12)]
     held, expired, released = names[:3], names[3:6], names[6:9]
     others = {key: await take(leases, key, "other") for key in (*held, *expired, *released)}
     for key in expired:
-        await redis.hset(key, "expires", "1")
+        await admin.hset(key, "expires", "1")
     for key in released:
         await others[key].release()
 
@@ -266,33 +262,21 @@ async def check_many(leases: Leases, redis: Any) -> None:
     assert [lease.taken_over for lease in taken] == [True] * 3 + [False] * 6
     assert all(lease.is_firm() for lease in taken)
     assert all(lease.fence > others[lease.key].fence for lease in taken if lease.key in others)
-    assert {key.decode() for key in await redis.zrange(INDEX, 0, -1)} == set(names)
+    assert {key.decode() for key in await admin.zrange(INDEX, 0, -1)} == set(names)
     again = await leases.acquire_many([(lease.key, lease.owner) for lease in taken], LONG_S)
     assert [lease and not isinstance(lease, Unavailable) and lease.fence for lease in again] == [
         lease.fence for lease in taken
     ]
 
     gone, stolen = taken[1], taken[4]
-    await redis.delete(gone.key)
-    await redis.hset(stolen.key, "owner", "other")
-    await redis.hset(taken[0].key, "expires", "9999999999999")
+    await admin.delete(gone.key)
+    await admin.hset(stolen.key, "owner", "other")
+    await admin.hset(taken[0].key, "expires", "9999999999999")
     assert await leases.renew_many(taken) == [lease not in (gone, stolen) for lease in taken]
     assert [lease.is_firm() for lease in taken] == [lease not in (gone, stolen) for lease in taken]
-    assert int(await redis.hget(taken[0].key, "expires")) < 9_999_999_999_999
-    assert not await redis.exists(gone.key)
+    assert int(await admin.hget(taken[0].key, "expires")) < 9_999_999_999_999
+    assert not await admin.exists(gone.key)
     assert await leases.owner(stolen.key) == "other"
-
-
-async def test_many_are_taken_and_renewed_at_once(own_leases: Leases) -> None:
-    await check_many(own_leases, own_leases._connections.commands)
-
-
-async def test_many_on_a_cluster(recorded: Recorded) -> None:
-    with ValkeyServer(args=CLUSTER) as one, ValkeyServer(args=CLUSTER) as other:
-        await join(one, other)
-        async with Connections(Settings(redis_host=one.host, redis_port=one.port), recorded.telemetry) as connections:
-            assert connections.mode == "cluster"
-            await check_many(Leases(connections), connections.commands)
 
 
 async def take_many(leases: Leases, count: int = 300, ttl_s: float = LONG_S) -> list[Lease]:
@@ -391,11 +375,11 @@ async def test_many_of_which_a_hung_server_says_nothing(own_leases: Leases, own_
 
 
 class Swept:
-    """A server of this test's own, whose index is swept."""
+    """Leases whose index is swept."""
 
-    def __init__(self, leases: Leases) -> None:
+    def __init__(self, leases: Leases, admin: Redis) -> None:
         self.leases = leases
-        self.redis: Any = leases._connections.commands
+        self.redis: Any = admin
 
     async def let_expire(self, *keys: str) -> None:
         for key in keys:
@@ -410,57 +394,44 @@ class Swept:
 
 
 @pytest.fixture
-def swept(own_leases: Leases) -> Swept:
-    return Swept(own_leases)
-
-
-async def check_sweep(swept: Swept) -> None:
-    leases = swept.leases
-    held, expired = await take(leases, "{a}held", "owner"), await take(leases, "{b}expired", "owner")
-    await (await take(leases, "{c}released", "owner")).release()
-    assert await leases.sweep() == 0  # nothing is due before a TTL has passed
-    await swept.let_expire("{b}expired")
-    await swept.make_due()
-    assert await swept.redis.pttl("{b}expired") == -1
-    assert await leases.sweep() == 1
-    assert await swept.redis.pttl("{b}expired") > 0
-    assert await swept.indexed() == {"{a}held"}
-    assert await held.renew()
-    assert not await expired.renew()
-    successor = await take(leases, "{b}expired", "next")
-    assert successor.fence > expired.fence
-    assert await swept.indexed() == {"{a}held", "{b}expired"}
+def swept(leases: Leases, admin: Redis) -> Swept:
+    return Swept(leases, admin)
 
 
 async def test_sweeping_buries_expired_leases_alone(swept: Swept) -> None:
-    await check_sweep(swept)
-
-
-async def test_sweeping_on_a_cluster(recorded: Recorded) -> None:
-    with ValkeyServer(args=["--cluster-enabled", "yes"]) as server:
-        async with Redis(host=server.host, port=server.port) as client:
-            await client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)  # type: ignore[no-untyped-call]
-            async with asyncio.timeout(20):
-                while b"cluster_state:ok" not in await client.execute_command("CLUSTER", "INFO"):  # type: ignore[no-untyped-call]
-                    await asyncio.sleep(0.01)
-        settings = Settings(redis_host=server.host, redis_port=server.port, redis_cluster="true")
-        async with Connections(settings, recorded.telemetry) as connections:
-            await check_sweep(Swept(Leases(connections)))
+    leases = swept.leases
+    held, expired = (
+        await take(leases, "callboard:{a}held", "owner"),
+        await take(leases, "callboard:{b}expired", "owner"),
+    )
+    await (await take(leases, "callboard:{c}released", "owner")).release()
+    assert await leases.sweep() == 0  # nothing is due before a TTL has passed
+    await swept.let_expire("callboard:{b}expired")
+    await swept.make_due()
+    assert await swept.redis.pttl("callboard:{b}expired") == -1
+    assert await leases.sweep() == 1
+    assert await swept.redis.pttl("callboard:{b}expired") > 0
+    assert await swept.indexed() == {"callboard:{a}held"}
+    assert await held.renew()
+    assert not await expired.renew()
+    successor = await take(leases, "callboard:{b}expired", "next")
+    assert successor.fence > expired.fence
+    assert await swept.indexed() == {"callboard:{a}held", "callboard:{b}expired"}
 
 
 async def test_there_is_no_lease_without_an_entry_for_the_sweep(swept: Swept) -> None:
     await swept.redis.set(INDEX, "not an index")
     with pytest.raises(ResponseError):
-        await swept.leases.acquire("key", "owner", LONG_S)
-    assert await swept.leases.owner("key") is None
+        await swept.leases.acquire("callboard:key", "owner", LONG_S)
+    assert await swept.leases.owner("callboard:key") is None
     await swept.redis.delete(INDEX)
-    await take(swept.leases, "key", "owner")
-    assert await swept.leases.acquire("key", "other", LONG_S) is None
-    assert await swept.indexed() == {"key"}
+    await take(swept.leases, "callboard:key", "owner")
+    assert await swept.leases.acquire("callboard:key", "other", LONG_S) is None
+    assert await swept.indexed() == {"callboard:key"}
 
 
 async def test_many_are_swept_by_several_replicas_at_once_and_each_is_buried_once(swept: Swept) -> None:
-    keys = [f"lease-{number}" for number in range(450)]  # more than two batches
+    keys = [f"callboard:lease-{number}" for number in range(450)]  # more than two batches
     for key in keys:
         await take(swept.leases, key, "owner")
     await swept.let_expire(*keys[:-1])
@@ -474,13 +445,13 @@ async def test_many_are_swept_by_several_replicas_at_once_and_each_is_buried_onc
 
 async def test_a_lease_that_is_taken_during_a_sweep_stays_in_the_index(swept: Swept) -> None:
     """A sweep that found a tombstone must not drop the entry that the next tenure has made meanwhile."""
-    await (await take(swept.leases, "key", "owner")).release()
+    await (await take(swept.leases, "callboard:key", "owner")).release()
     await swept.make_due()
     again, due = await swept.leases._run(_INDEX_TAKE_DUE, INDEX, 10, 1_000)
-    assert due == [b"key"]
-    lease = await take(swept.leases, "key", "next")
+    assert due == [b"callboard:key"]
+    lease = await take(swept.leases, "callboard:key", "next")
     await swept.leases._run(_INDEX_DROP, INDEX, again, *due)
-    assert await swept.indexed() == {"key"}
+    assert await swept.indexed() == {"callboard:key"}
 
     await lease.release()
     await swept.make_due()

@@ -21,6 +21,7 @@ from core.replicas import (
     replica,
 )
 from redis.asyncio import Redis
+from support import PLAIN
 
 from callboard.context import Context, current_context
 from callboard.errors import InvalidArgs, PermissionDenied, Unavailable
@@ -28,19 +29,19 @@ from callboard.fleet.roster import Roster
 from callboard.fleet.supervisor import Patience
 from callboard.messages import Event
 from callboard.service import ListenerSpec, Service, User, listener
-from callboard_local import ValkeyServer
+from callboard_local import Deployment, ValkeyServer
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def heard(own_valkey: ValkeyServer) -> AsyncIterator[Heard]:
-    async with hearing(own_valkey, "user:ann") as heard:
+async def heard(redis_deployment: Deployment) -> AsyncIterator[Heard]:
+    async with hearing(redis_deployment, "user:ann") as heard:
         yield heard
 
 
-async def test_an_online_user_gets_a_sync_and_then_the_changes(own_valkey: ValkeyServer, heard: Heard) -> None:
-    async with replica(own_valkey) as one:
+async def test_an_online_user_gets_a_sync_and_then_the_changes(redis_deployment: Deployment, heard: Heard) -> None:
+    async with replica(redis_deployment) as one:
         await one.presence.register("ann", "tab")
         [sync] = await heard.until("notif.sync")
         await eventually(lambda: one.listeners.is_active("ann", "items") and one.shop.items_source.feeds)
@@ -68,8 +69,8 @@ async def test_an_online_user_gets_a_sync_and_then_the_changes(own_valkey: Valke
         assert "doc_id" not in one.stream.getvalue()
 
 
-async def test_of_two_replicas_exactly_one_runs_a_listener(own_valkey: ValkeyServer, heard: Heard) -> None:
-    async with replica(own_valkey) as one, replica(own_valkey) as two:
+async def test_of_two_replicas_exactly_one_runs_a_listener(redis_deployment: Deployment, heard: Heard) -> None:
+    async with replica(redis_deployment) as one, replica(redis_deployment) as two:
         for number in range(5):
             await (one if number % 2 else two).presence.register(f"user-{number}", f"tab-{number}")
         await one.presence.register("ann", "tab-a")
@@ -116,11 +117,11 @@ async def test_every_replica_knows_which_one_runs_a_listener(own_valkey: ValkeyS
             await two.listeners.owner("ann", ITEMS)
 
 
-async def test_a_replica_that_goes_silent_is_taken_over_and_is_mute(own_valkey: ValkeyServer, heard: Heard) -> None:
-    async with replica(own_valkey) as one:
+async def test_a_replica_that_goes_silent_is_taken_over_and_is_mute(redis_deployment: Deployment, heard: Heard) -> None:
+    async with replica(redis_deployment) as one:
         await one.presence.register("ann", "tab")
         [first] = await heard.until("notif.sync")
-        async with replica(own_valkey) as two:
+        async with replica(redis_deployment) as two:
             # The negative control: while it renews, nobody takes over.
             began = min_renewed(one)
             await eventually(lambda: min_renewed(one) > began + 2 * LEASE_TTL_S)
@@ -140,8 +141,8 @@ async def test_a_replica_that_goes_silent_is_taken_over_and_is_mute(own_valkey: 
             assert {line["listener"] for line in two.logged("listener_taken_over")} >= {ITEMS}
 
 
-async def test_a_lost_lease_stops_the_listener(own_valkey: ValkeyServer, heard: Heard) -> None:
-    async with replica(own_valkey) as one, Redis(host=own_valkey.host, port=own_valkey.port) as client:
+async def test_a_lost_lease_stops_the_listener(redis_deployment: Deployment, heard: Heard) -> None:
+    async with replica(redis_deployment) as one, redis_deployment.client() as client:
         await one.presence.register("ann", "tab")
         [first] = await heard.until("notif.sync")
         await client.delete(f"callboard:lease:listener:{ITEMS}:{{ann}}")
@@ -151,8 +152,9 @@ async def test_a_lost_lease_stops_the_listener(own_valkey: ValkeyServer, heard: 
         assert [line["listener"] for line in one.logged("listener_lost")] == [ITEMS]
 
 
-async def test_a_page_reload_does_not_restart_the_listeners(own_valkey: ValkeyServer, heard: Heard) -> None:
-    async with replica(own_valkey, grace_s=3_600) as one:
+@PLAIN
+async def test_a_page_reload_does_not_restart_the_listeners(redis_deployment: Deployment, heard: Heard) -> None:
+    async with replica(redis_deployment, grace_s=3_600) as one:
         await one.presence.register("ann", "tab")
         await heard.until("notif.sync")
         await one.presence.unregister("tab")
@@ -163,29 +165,31 @@ async def test_a_page_reload_does_not_restart_the_listeners(own_valkey: ValkeySe
         assert one.shop.items_source.closed == 0
 
 
-async def test_offline_stops_the_listeners_and_releases_their_leases(own_valkey: ValkeyServer, heard: Heard) -> None:
-    async with replica(own_valkey) as one:
+async def test_offline_stops_the_listeners_and_releases_their_leases(
+    redis_deployment: Deployment, heard: Heard
+) -> None:
+    async with replica(redis_deployment, lease_ttl_s=4) as one:
         await one.presence.register("ann", "tab")
         await one.presence.register("bob", "tab-b")
         await heard.until("notif.sync")
-        assert await lease_owner(own_valkey, ITEMS, "ann")
+        assert await lease_owner(redis_deployment, ITEMS, "ann")
 
         await one.presence.unregister("tab")
         await eventually(lambda: one.listeners.active_count() == 2)
         assert one.shop.items_source.closed == 1
-        assert await lease_owner(own_valkey, ITEMS, "ann") is None
-        assert await lease_owner(own_valkey, ITEMS, "bob")
+        assert await lease_owner(redis_deployment, ITEMS, "ann") is None
+        assert await lease_owner(redis_deployment, ITEMS, "bob")
         assert not one.listeners.is_active("ann", ITEMS)
         assert one.logged("listener_error") == []
 
 
 async def test_a_user_who_went_online_elsewhere_keeps_their_listeners_here(
-    own_valkey: ValkeyServer, heard: Heard
+    redis_deployment: Deployment, heard: Heard
 ) -> None:
-    async with replica(own_valkey) as one:
+    async with replica(redis_deployment) as one:
         await one.presence.register("ann", "tab")
         await heard.until("notif.sync")
-        async with replica(own_valkey) as two:
+        async with replica(redis_deployment) as two:
             await one.presence.unregister("tab")
             await two.presence.register("ann", "tab-2")
             since = min_renewed(one)
@@ -194,8 +198,11 @@ async def test_a_user_who_went_online_elsewhere_keeps_their_listeners_here(
             assert one.shop.items_source.closed == 0
 
 
-async def test_a_failing_listener_restarts_and_the_others_do_not_notice(own_valkey: ValkeyServer, heard: Heard) -> None:
-    async with replica(own_valkey) as one:
+@PLAIN
+async def test_a_failing_listener_restarts_and_the_others_do_not_notice(
+    redis_deployment: Deployment, heard: Heard
+) -> None:
+    async with replica(redis_deployment) as one:
         await one.presence.register("ann", "tab")
         await one.presence.register("bob", "tab-b")
         await eventually(lambda: one.listeners.active_count() == 4 and len(one.shop.items_source.feeds) == 2)
@@ -215,7 +222,8 @@ async def test_a_failing_listener_restarts_and_the_others_do_not_notice(own_valk
         assert len(one.shop.loud_source.begun) == 2
 
 
-async def test_a_start_that_fails_or_hangs_is_tried_again(own_valkey: ValkeyServer, heard: Heard) -> None:
+@PLAIN
+async def test_a_start_that_fails_or_hangs_is_tried_again(redis_deployment: Deployment, heard: Heard) -> None:
     class Slow(Shop):
         attempts = 0
 
@@ -238,7 +246,7 @@ async def test_a_start_that_fails_or_hangs_is_tried_again(own_valkey: ValkeyServ
     shop = Slow()
     shop.items_source.snapshot_fails_with = ValueError()
     patience = Patience(attach_s=0.05, backoff_min_s=0.01, backoff_max_s=0.02)
-    async with replica(own_valkey, service=shop, patience=patience) as one:
+    async with replica(redis_deployment, service=shop, patience=patience) as one:
         await one.presence.register("ann", "tab")
         await heard.until("loud.sync")
         await eventually(lambda: len(one.logged("listener_error")) >= 5)
@@ -249,9 +257,10 @@ async def test_a_start_that_fails_or_hangs_is_tried_again(own_valkey: ValkeyServ
         await eventually(lambda: len(one.logged("listener_attached")) == 2)
 
 
-async def test_a_permanent_error_waits_long_and_lets_the_lease_go(own_valkey: ValkeyServer, heard: Heard) -> None:
+@PLAIN
+async def test_a_permanent_error_waits_long_and_lets_the_lease_go(redis_deployment: Deployment, heard: Heard) -> None:
     patience = Patience(backoff_min_s=0.01, backoff_max_s=3_600)
-    async with replica(own_valkey, patience=patience) as one:
+    async with replica(redis_deployment, patience=patience) as one:
         await one.presence.register("ann", "tab")
         await heard.until("notif.sync")
         await eventually(lambda: one.shop.items_source.feeds)
@@ -263,7 +272,7 @@ async def test_a_permanent_error_waits_long_and_lets_the_lease_go(own_valkey: Va
         [entry] = [entry for entry in one.listeners.status() if entry["listener"] == ITEMS]
         assert (entry["state"], entry["last_error"]) == ("backing_off", "PERMISSION_DENIED")
         assert not one.listeners.is_active("ann", "items")
-        async with replica(own_valkey) as two:  # who may fare better
+        async with replica(redis_deployment) as two:  # who may fare better
             await eventually(lambda: two.listeners.is_active("ann", "items"))
             assert one.listeners.is_active("ann", "loud")
 
@@ -348,8 +357,9 @@ async def test_redis_that_lost_everything_gives_a_new_lease_and_a_sync(own_valke
             await eventually(lambda: one.listeners.active_count() == 2)
 
 
-async def test_an_event_that_cannot_be_sent_does_not_end_the_stream(own_valkey: ValkeyServer, heard: Heard) -> None:
-    async with replica(own_valkey) as one:
+@PLAIN
+async def test_an_event_that_cannot_be_sent_does_not_end_the_stream(redis_deployment: Deployment, heard: Heard) -> None:
+    async with replica(redis_deployment) as one:
         await one.presence.register("ann", "tab")
         await heard.until("notif.sync")
         await eventually(lambda: one.shop.items_source.feeds)
@@ -362,8 +372,8 @@ async def test_an_event_that_cannot_be_sent_does_not_end_the_stream(own_valkey: 
         assert one.metric("callboard_listener_restarts_total") is not None
 
 
-async def test_other_companies_restart_the_users_listeners(own_valkey: ValkeyServer, heard: Heard) -> None:
-    async with replica(own_valkey) as one, replica(own_valkey) as two:
+async def test_other_companies_restart_the_users_listeners(redis_deployment: Deployment, heard: Heard) -> None:
+    async with replica(redis_deployment) as one, replica(redis_deployment) as two:
         await one.presence.register("ann", "tab")
         await eventually(lambda: one.listeners.active_count() + two.listeners.active_count() == 2)
         owner = one if one.listeners.is_active("ann", "items") else two
@@ -377,8 +387,9 @@ async def test_other_companies_restart_the_users_listeners(own_valkey: ValkeySer
         assert owner.logged("listener_error") == []
 
 
-async def test_restart_begins_one_or_all_anew(own_valkey: ValkeyServer, heard: Heard) -> None:
-    async with replica(own_valkey) as one:
+@PLAIN
+async def test_restart_begins_one_or_all_anew(redis_deployment: Deployment, heard: Heard) -> None:
+    async with replica(redis_deployment) as one:
         await one.presence.register("ann", "tab")
         await eventually(lambda: one.listeners.active_count() == 2)
         await heard.until("notif.sync", 1)
@@ -392,8 +403,9 @@ async def test_restart_begins_one_or_all_anew(own_valkey: ValkeyServer, heard: H
         assert one.logged("listener_error") == []
 
 
-async def test_snapshot_survives_a_listener_that_fails(own_valkey: ValkeyServer) -> None:
-    async with replica(own_valkey) as one:
+@PLAIN
+async def test_snapshot_survives_a_listener_that_fails(redis_deployment: Deployment) -> None:
+    async with replica(redis_deployment) as one:
         await one.presence.register("ann", "tab", authorized_companies_ids=["a"])
         assert {event.type for event in await one.listeners.snapshot("ann")} == {"notif.sync"}
         assert one.shop.loud_source.read[-1] == User("ann", frozenset({"a"}))
@@ -406,7 +418,8 @@ async def test_snapshot_survives_a_listener_that_fails(own_valkey: ValkeyServer)
         assert "a payload" not in one.stream.getvalue()
 
 
-async def test_a_snapshot_that_hangs_is_cut_off(own_valkey: ValkeyServer) -> None:
+@PLAIN
+async def test_a_snapshot_that_hangs_is_cut_off(redis_deployment: Deployment) -> None:
     class Hanging(Shop):
         @listener
         class Items:
@@ -417,33 +430,39 @@ async def test_a_snapshot_that_hangs_is_cut_off(own_valkey: ValkeyServer) -> Non
             def changes(self, user: User) -> AsyncIterator[Event]:
                 raise ValueError
 
-    async with replica(own_valkey, service=Hanging(), patience=Patience(snapshot_s=0.05)) as one:
+    async with replica(redis_deployment, service=Hanging(), patience=Patience(snapshot_s=0.05)) as one:
         found = await one.listeners.read("ann")
         assert [event.type for event in found.events] == ["notif.sync"]
         assert found.failed == [ITEMS]
         assert {line["code"] for line in one.logged("listener_error")} == {"DEADLINE_EXCEEDED"}
 
 
-async def test_sync_publishes_the_snapshot(own_valkey: ValkeyServer, heard: Heard) -> None:
-    async with replica(own_valkey) as one:
+async def test_sync_publishes_the_snapshot(redis_deployment: Deployment, heard: Heard) -> None:
+    async with replica(redis_deployment) as one:
         assert await one.listeners.sync("ann") == (2, [])  # also for a user who is not online here
         await heard.until("notif.sync", 2)
+
+
+async def test_a_sync_without_redis_is_refused(own_valkey: ValkeyServer) -> None:
+    async with replica(own_valkey) as one:
+        assert await one.listeners.sync("ann") == (2, [])
         await own_valkey.kill()
         with pytest.raises(Unavailable):
             await one.listeners.sync("ann")
 
 
+@PLAIN
 @pytest.mark.parametrize("asked", ["owner", "other"])
 @pytest.mark.parametrize("followed", [True, False])
 async def test_a_sync_that_a_delta_has_overtaken_is_followed_by_the_listeners_own(
-    own_valkey: ValkeyServer, heard: Heard, monkeypatch: pytest.MonkeyPatch, asked: str, followed: bool
+    redis_deployment: Deployment, heard: Heard, monkeypatch: pytest.MonkeyPatch, asked: str, followed: bool
 ) -> None:
     if not followed:  # the control
 
         async def nothing(*args: Any) -> None: ...
 
         monkeypatch.setattr(Roster, "sync_soon", nothing)
-    async with replica(own_valkey) as one, replica(own_valkey, name="two") as two:
+    async with replica(redis_deployment) as one, replica(redis_deployment, name="two") as two:
         await one.presence.register("ann", "s1")
         await eventually(lambda: len(one.shop.items_source.feeds) == 1 and one.listeners.is_active("ann", ITEMS))
         answering = one if asked == "owner" else two
@@ -476,9 +495,10 @@ async def test_a_sync_that_a_delta_has_overtaken_is_followed_by_the_listeners_ow
         assert [(event["type"], "fence" in event) for event in own] == ([("notif.sync", True)] if followed else [])
 
 
+@PLAIN
 @pytest.mark.parametrize("payload", [{"at": object()}, {"filling": "x" * 300_000}])
 async def test_a_sync_that_cannot_be_sent_is_its_listeners_failure_alone(
-    own_valkey: ValkeyServer, heard: Heard, payload: dict[str, Any]
+    redis_deployment: Deployment, heard: Heard, payload: dict[str, Any]
 ) -> None:
     class Unsendable(Shop):
         @listener
@@ -490,7 +510,7 @@ async def test_a_sync_that_cannot_be_sent_is_its_listeners_failure_alone(
                 yield Event(type="notif.add", uid=user.uid, payload={})
                 await asyncio.Event().wait()
 
-    async with replica(own_valkey, service=Unsendable()) as one:
+    async with replica(redis_deployment, service=Unsendable()) as one:
         found = await one.listeners.read("ann")
         assert ([event.listener for event in found.events], found.failed) == ([LOUD], [ITEMS])
         assert await one.listeners.sync("ann") == (1, [ITEMS])
@@ -509,7 +529,8 @@ async def test_a_sync_that_cannot_be_sent_is_its_listeners_failure_alone(
         assert "xxx" not in one.stream.getvalue()
 
 
-async def test_sync_goes_on_when_one_event_cannot_be_published(own_valkey: ValkeyServer, heard: Heard) -> None:
+@PLAIN
+async def test_sync_goes_on_when_one_event_cannot_be_published(redis_deployment: Deployment, heard: Heard) -> None:
     class Lost(Shop):
         @listener
         class Items:
@@ -520,33 +541,33 @@ async def test_sync_goes_on_when_one_event_cannot_be_published(own_valkey: Valke
                 raise ValueError
                 yield
 
-    async with replica(own_valkey, service=Lost()) as one:
+    async with replica(redis_deployment, service=Lost()) as one:
         assert await one.listeners.sync("ann") == (1, [ITEMS])
         await heard.until("notif.sync")
 
 
-async def test_what_a_dead_replica_left_of_a_user_who_is_gone_is_swept(own_valkey: ValkeyServer) -> None:
+async def test_what_a_dead_replica_left_of_a_user_who_is_gone_is_swept(redis_deployment: Deployment) -> None:
     lease = f"callboard:lease:listener:{ITEMS}:{{ann}}"
-    async with Redis(host=own_valkey.host, port=own_valkey.port) as client, AsyncExitStack() as stack:
-        one = await stack.enter_async_context(replica(own_valkey))
+    async with redis_deployment.client() as client, AsyncExitStack() as stack:
+        one = await stack.enter_async_context(replica(redis_deployment))
         await one.presence.register("ann", "tab")
         await eventually(lambda: one.listeners.active_count() == 2)
         await client.hset(lease, "owner", "dead:1")  # so that nobody renews or releases it
         await one.presence.unregister("tab")
         await eventually(lambda: not one.listeners.status())
         assert await client.pttl(lease) == -1
-        await stack.enter_async_context(replica(own_valkey, name="two", sweep_interval_s=0.2))
+        await stack.enter_async_context(replica(redis_deployment, name="two", sweep_interval_s=0.2))
         async with asyncio.timeout(20):
             while await client.pttl(lease) == -1:
                 await asyncio.sleep(0.02)
         assert await client.hkeys(lease) == [b"fence"]
 
 
-async def test_drain_releases_everything_for_the_next_replica(own_valkey: ValkeyServer, heard: Heard) -> None:
-    async with replica(own_valkey, lease_ttl_s=3_600) as one:
+async def test_drain_releases_everything_for_the_next_replica(redis_deployment: Deployment, heard: Heard) -> None:
+    async with replica(redis_deployment, lease_ttl_s=3_600) as one:
         await one.presence.register("ann", "tab")
         await eventually(lambda: one.listeners.active_count() == 2 and one.shop.items_source.feeds)
-        async with replica(own_valkey) as two:
+        async with replica(redis_deployment) as two:
             await one.listeners.drain()
             assert one.listeners.status() == []
             assert one.shop.items_source.closed == 1
@@ -570,8 +591,9 @@ async def test_drain_ends_although_redis_is_away_and_the_stream_fails_to_close(o
         assert one.logged("task_died") == []
 
 
-async def test_a_listener_runs_in_nobodys_context(own_valkey: ValkeyServer) -> None:
-    async with replica(own_valkey) as one:
+@PLAIN
+async def test_a_listener_runs_in_nobodys_context(redis_deployment: Deployment) -> None:
+    async with replica(redis_deployment) as one:
 
         async def publish(event: Event, /, *, specific: tuple[str, ...] = ()) -> None:
             raise AssertionError
@@ -583,11 +605,12 @@ async def test_a_listener_runs_in_nobodys_context(own_valkey: ValkeyServer) -> N
         assert one.shop.items_source.context_seen == [None]
 
 
-async def test_a_service_may_prefix_its_log_events(own_valkey: ValkeyServer) -> None:
+@PLAIN
+async def test_a_service_may_prefix_its_log_events(redis_deployment: Deployment) -> None:
     class Workflow(Shop):
         listener_log_prefix = "workflow_"
 
-    async with replica(own_valkey, service=Workflow()) as one:
+    async with replica(redis_deployment, service=Workflow()) as one:
         await one.presence.register("ann", "tab")
         await eventually(lambda: len(one.logged("workflow_listener_attached")) == 2 and one.shop.items_source.feeds)
         one.shop.items_source.push("ann", None)
@@ -597,7 +620,8 @@ async def test_a_service_may_prefix_its_log_events(own_valkey: ValkeyServer) -> 
             assert one.logged(f"listener_{event}") == []
 
 
-async def test_names_clash_and_are_withdrawn(own_valkey: ValkeyServer) -> None:
+@PLAIN
+async def test_names_clash_and_are_withdrawn(redis_deployment: Deployment) -> None:
     class Twice(Service):
         namespace = "TWICE"
 
@@ -609,7 +633,7 @@ async def test_names_clash_and_are_withdrawn(own_valkey: ValkeyServer) -> None:
         class Two(Shop.Items):
             pass
 
-    async with replica(own_valkey) as one:
+    async with replica(redis_deployment) as one:
         with pytest.raises(TypeError, match="same"):
             one.listeners.declare("TWICE", Twice())
         one.listeners.withdraw("TWICE")

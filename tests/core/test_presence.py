@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from support import PLAIN, MakeSettings, settings_on
 
 from callboard.connections import Connections
 from callboard.errors import AlreadyExists, InvalidArgs, Unavailable
@@ -18,15 +19,16 @@ from callboard.fleet.presence_lua import ONLINE_EXPIRY, ONLINE_NAMES, UserKeys, 
 from callboard.service import User
 from callboard.settings import Settings
 from callboard.telemetry import Telemetry
-from callboard_local import ValkeyServer
+from callboard_local import Deployment, ValkeyServer
 
 pytestmark = pytest.mark.anyio
 
 INDEX = (ONLINE_EXPIRY, ONLINE_NAMES)
 
 
-def settings_for(server: ValkeyServer) -> Settings:
-    return Settings(redis_host=server.host, redis_port=server.port, redis_cluster="false", ttl_s=90)
+@pytest.fixture
+def redis_server(redis_deployment: Deployment) -> Deployment:
+    return redis_deployment
 
 
 @pytest.fixture
@@ -35,8 +37,8 @@ def telemetry() -> Telemetry:
 
 
 @pytest.fixture
-def settings(own_valkey: ValkeyServer) -> Settings:
-    return settings_for(own_valkey)
+def settings(make_settings: MakeSettings) -> Settings:
+    return make_settings()
 
 
 @pytest.fixture
@@ -75,12 +77,12 @@ class Seen:
             await self._changed.wait_for(lambda: done(self.transitions))
 
 
-async def expire(connections: Connections, uid: str) -> None:
+async def expire(admin: Redis, uid: str) -> None:
     """As if the TTL of all of the user's sessions had just passed."""
     past = 1
-    sessions: Any = await connections.commands.zrange(UserKeys.of(uid).sessions, 0, -1)
-    await connections.commands.zadd(UserKeys.of(uid).sessions, dict.fromkeys(sessions, past))
-    await connections.commands.zadd(ONLINE_EXPIRY, {uid: past})
+    sessions: Any = await admin.zrange(UserKeys.of(uid).sessions, 0, -1)
+    await admin.zadd(UserKeys.of(uid).sessions, dict.fromkeys(sessions, past))
+    await admin.zadd(ONLINE_EXPIRY, {uid: past})
 
 
 async def test_a_user_is_online_while_any_session_lives(presence: Presence) -> None:
@@ -115,10 +117,10 @@ async def test_sessions_tell_their_route_and_times(presence: Presence) -> None:
     assert user.heartbeat_at >= session.registered_at
 
 
-async def test_heartbeat_extends_a_session(presence: Presence, connections: Connections) -> None:
+async def test_heartbeat_extends_a_session(presence: Presence, admin: Redis) -> None:
     await presence.register("ann", "tab")
     short = 20_000
-    await connections.commands.pexpire(session_key("tab"), short)
+    await admin.pexpire(session_key("tab"), short)
     before = (await presence.list_sessions("ann"))[0].expires_at
 
     async def later() -> bool:
@@ -128,13 +130,13 @@ async def test_heartbeat_extends_a_session(presence: Presence, connections: Conn
     async with asyncio.timeout(5):
         while not await later():
             pass
-    assert await connections.commands.pttl(session_key("tab")) > short
+    assert await admin.pttl(session_key("tab")) > short
 
 
-async def test_heartbeat_does_not_revive_a_session_that_is_over(presence: Presence, connections: Connections) -> None:
+async def test_heartbeat_does_not_revive_a_session_that_is_over(presence: Presence, admin: Redis) -> None:
     await presence.register("ann", "tab")
     assert await presence.heartbeat("tab")
-    await expire(connections, "ann")
+    await expire(admin, "ann")
 
     assert not await presence.heartbeat("tab")
     user = await presence.get_user("ann")
@@ -143,33 +145,34 @@ async def test_heartbeat_does_not_revive_a_session_that_is_over(presence: Presen
     assert not await presence.heartbeat("never-registered")
 
 
-async def test_heartbeat_many_keeps_the_living_and_names_the_rest(presence: Presence, connections: Connections) -> None:
+async def test_heartbeat_many_keeps_the_living_and_names_the_rest(presence: Presence, admin: Redis) -> None:
     await presence.register("ann", "a1")
     await presence.register("bob", "b1")
     await presence.register("cid", "c1")
-    await expire(connections, "cid")
-    scores: Any = await connections.commands.zmscore(ONLINE_EXPIRY, ["ann", "bob", "cid"])
+    await expire(admin, "cid")
+    scores: Any = await admin.zmscore(ONLINE_EXPIRY, ["ann", "bob", "cid"])
 
     async with asyncio.timeout(5):
         while True:
             assert await presence.heartbeat_many(["a1", "b1", "c1", "unknown", "a1"]) == {"c1", "unknown"}
-            after: Any = await connections.commands.zmscore(ONLINE_EXPIRY, ["ann", "bob", "cid"])
+            after: Any = await admin.zmscore(ONLINE_EXPIRY, ["ann", "bob", "cid"])
             if after[0] > scores[0] and after[1] > scores[1]:
                 break
     assert after[2] in (None, scores[2])
     assert await presence.heartbeat_many([]) == set()
 
 
-async def test_heartbeat_many_takes_its_round_trips_once_for_all(presence: Presence, connections: Connections) -> None:
+@PLAIN
+async def test_heartbeat_many_takes_its_round_trips_once_for_all(presence: Presence, admin: Redis) -> None:
     """The server counts what it reads from its clients: a pipeline arrives in chunks of at least some kilobytes."""
     sessions = [f"tab-{number}" for number in range(100)]
     for session in sessions:
         await presence.register("ann", session)
 
     async def reads(beat: Awaitable[object]) -> int:
-        before = await connections.commands.info("stats")
+        before = await admin.info("stats")
         await beat
-        after = await connections.commands.info("stats")
+        after = await admin.info("stats")
         return int(after["total_reads_processed"] - before["total_reads_processed"])
 
     async def one_by_one() -> None:
@@ -244,11 +247,11 @@ async def test_companies_are_replaced_kept_and_remembered(presence: Presence) ->
     assert seen.transitions == [("ann", True), ("ann", True), ("ann", True), ("ann", False), ("ann", True)]
 
 
-async def test_online_users_come_in_pages_of_a_stable_order(presence: Presence, connections: Connections) -> None:
+async def test_online_users_come_in_pages_of_a_stable_order(presence: Presence, admin: Redis) -> None:
     names = [f"user-{number}" for number in range(7)]
     for name in reversed(names):
         await presence.register(name, f"tab-{name}")
-    await expire(connections, "user-4")  # over, not swept yet
+    await expire(admin, "user-4")  # over, not swept yet
 
     pages = []
     cursor = None
@@ -272,11 +275,11 @@ async def test_online_among_tells_the_online_with_what_they_may_see(presence: Pr
     assert await presence.online_among([]) == {}
 
 
-async def test_the_oldest_of_too_many_sessions_is_dropped(presence: Presence, connections: Connections) -> None:
+async def test_the_oldest_of_too_many_sessions_is_dropped(presence: Presence, admin: Redis) -> None:
     for number in range(MAX_SESSIONS):
         await presence.register("ann", f"s{number}")
-    await connections.commands.zadd(UserKeys.of("ann").sessions, {"s50": 2**43})  # far from over, but …
-    await connections.commands.zincrby(UserKeys.of("ann").sessions, -1_000, "s7")  # … this one is the most silent
+    await admin.zadd(UserKeys.of("ann").sessions, {"s50": 2**43})  # far from over, but …
+    await admin.zincrby(UserKeys.of("ann").sessions, -1_000, "s7")  # … this one is the most silent
 
     await presence.register("ann", "one-more")
 
@@ -305,7 +308,7 @@ async def test_ids_are_checked(presence: Presence, bad: str) -> None:
 
 
 async def test_a_ttl_that_passes_ends_the_user(
-    settings: Settings, connections: Connections, telemetry: Telemetry
+    settings: Settings, connections: Connections, telemetry: Telemetry, admin: Redis
 ) -> None:
     async with Presence(settings, connections, telemetry, ttl_s=0.2, sweep_interval_s=0.05) as presence:
         seen = Seen(presence)
@@ -314,26 +317,26 @@ async def test_a_ttl_that_passes_ends_the_user(
 
         assert (await presence.online_users()).users == []
         assert not await presence.heartbeat("tab")
-        keys = {key async for key in connections.commands.scan_iter("callboard:*")}
+        keys = {key async for key in admin.scan_iter("callboard:*")}
         assert keys <= {UserKeys.of("ann").record.encode(), session_key("tab").encode()}
-        assert await connections.commands.ttl(UserKeys.of("ann").record) > 0
+        assert await admin.ttl(UserKeys.of("ann").record) > 0
 
 
 async def test_one_of_many_sweepers_reports_a_transition(
-    settings: Settings, connections: Connections, telemetry: Telemetry
+    settings: Settings, connections: Connections, telemetry: Telemetry, admin: Redis
 ) -> None:
     users = {f"user-{number}" for number in range(450)}  # more than two batches
     replicas = [Presence(settings, connections, telemetry, sweep_interval_s=3_600) for _ in range(3)]
     for uid in users:
         await replicas[0].register(uid, f"tab-{uid}")
-        await expire(connections, uid)
+        await expire(admin, uid)
     async with replicas[0], replicas[1], replicas[2]:
         seen = [Seen(replica) for replica in replicas]
         await asyncio.gather(*(replica.sweep() for replica in replicas))
         await eventually(lambda: sum(len(one.transitions) for one in seen) >= len(users))
     told = [uid for one in seen for uid, online in one.transitions if not online]
     assert sorted(told) == sorted(users)
-    assert await connections.commands.zcard(ONLINE_EXPIRY) == await connections.commands.zcard(ONLINE_NAMES) == 0
+    assert await admin.zcard(ONLINE_EXPIRY) == await admin.zcard(ONLINE_NAMES) == 0
 
 
 async def test_the_sweep_leaves_the_living_alone_and_counts_them(presence: Presence, telemetry: Telemetry) -> None:
@@ -346,34 +349,32 @@ async def test_the_sweep_leaves_the_living_alone_and_counts_them(presence: Prese
     assert await presence.heartbeat("a")
 
 
-async def test_the_sweep_mends_an_index_that_lags_behind(presence: Presence, connections: Connections) -> None:
+async def test_the_sweep_mends_an_index_that_lags_behind(presence: Presence, admin: Redis) -> None:
     """A user with one session over and one alive, whose index entry was lost between two steps, stays online."""
     await presence.register("ann", "tab")
-    await connections.commands.zadd(ONLINE_EXPIRY, {"ann": 1})
+    await admin.zadd(ONLINE_EXPIRY, {"ann": 1})
 
     await presence.sweep()
 
     assert (await presence.online_users()).users == ["ann"]
 
 
-async def test_a_crash_between_the_steps_of_register_heals(presence: Presence, connections: Connections) -> None:
+async def test_a_crash_between_the_steps_of_register_heals(presence: Presence, admin: Redis) -> None:
     """Indexed, then dead before the session began: the entry goes when its time is over, and nobody is told."""
     seen = Seen(presence)
-    await connections.commands.eval(lua.INDEX_ADD, 2, *INDEX, "ghost", 1)
+    await admin.eval(lua.INDEX_ADD, 2, *INDEX, "ghost", 1)
     async with asyncio.timeout(5):
-        while await connections.commands.zcard(ONLINE_NAMES):
+        while await admin.zcard(ONLINE_NAMES):
             await presence.sweep()
     await presence.register("marker", "m")
     await seen.until(bool)
     assert seen.transitions == [("marker", True)]
 
 
-async def test_removing_from_the_index_does_not_lose_who_came_back(
-    presence: Presence, connections: Connections
-) -> None:
+async def test_removing_from_the_index_does_not_lose_who_came_back(presence: Presence, admin: Redis) -> None:
     """The user re-registers after their last session ended and before that took them out of the index."""
     await presence.register("ann", "old")
-    await connections.commands.eval(lua.LEAVE, 2, *UserKeys.of("ann"), "old")
+    await admin.eval(lua.LEAVE, 2, *UserKeys.of("ann"), "old")
     await presence.register("ann", "new")
     await presence._unindex("ann")
 
@@ -420,9 +421,13 @@ async def test_a_slow_callback_does_not_hold_up_the_others_and_catches_up(presen
 
 
 async def test_without_redis_every_call_is_unavailable_and_the_sweeper_survives(
-    own_valkey: ValkeyServer, settings: Settings, connections: Connections, telemetry: Telemetry
+    own_valkey: ValkeyServer, telemetry: Telemetry
 ) -> None:
-    async with Presence(settings, connections, telemetry, sweep_interval_s=0.01) as presence:
+    settings = settings_on(own_valkey)
+    async with (
+        Connections(settings, telemetry) as connections,
+        Presence(settings, connections, telemetry, sweep_interval_s=0.01) as presence,
+    ):
         await presence.register("ann", "tab")  # the negative control: it works with Redis
         await own_valkey.kill()
         for call in (
@@ -446,33 +451,3 @@ async def test_without_redis_every_call_is_unavailable_and_the_sweeper_survives(
                 except Unavailable:
                     await asyncio.sleep(0.01)
         await seen.until(bool)
-
-
-async def test_everything_works_on_a_cluster(telemetry: Telemetry) -> None:
-    """One node that owns all slots refuses what a cluster refuses: keys of different slots in one script."""
-    with ValkeyServer(args=["--cluster-enabled", "yes"]) as server:
-        async with Redis(host=server.host, port=server.port) as client:
-            await client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)  # type: ignore[no-untyped-call]
-            async with asyncio.timeout(20):
-                while b"cluster_state:ok" not in await client.execute_command("CLUSTER", "INFO"):  # type: ignore[no-untyped-call]
-                    await asyncio.sleep(0.01)
-        settings = Settings(redis_host=server.host, redis_port=server.port, redis_cluster="true")
-        async with (
-            Connections(settings, telemetry) as connections,
-            Presence(settings, connections, telemetry, sweep_interval_s=3_600) as presence,
-        ):
-            assert await presence.register("ann", "shared", authorized_companies_ids=["x"])
-            assert await presence.register("bob", "shared", backend_route="http://one")
-            assert await presence.register("ann", "tab")
-            assert await presence.heartbeat_many(["shared", "tab", "unknown"]) == {"unknown"}
-            assert await presence.heartbeat("tab")
-            assert (await presence.online_users()).users == ["ann", "bob"]
-            assert await presence.online_among(["ann", "bob"]) == {
-                "ann": User("ann", frozenset({"x"})),
-                "bob": User("bob", None),
-            }
-            assert len(await presence.list_sessions("bob")) == 1
-            assert await presence.unregister("shared") == "bob"
-            await expire(connections, "ann")
-            assert await presence.sweep()
-            assert (await presence.online_users()).users == []

@@ -6,15 +6,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from core.cluster import CLUSTER, administering, join
 from redis.exceptions import NoScriptError, ResponseError
-from support import Recorded
+from support import Recorded, administering
 
 from callboard.connections import Connections
 from callboard.errors import Unavailable
 from callboard.fleet import scripts
 from callboard.settings import Settings
-from callboard_local import ValkeyServer
+from callboard_local import ValkeyCluster, ValkeyServer
 
 pytestmark = pytest.mark.anyio
 
@@ -128,13 +127,12 @@ async def test_a_server_that_hangs_leaves_every_answer_unknown(own: Connections,
 
 
 @pytest.fixture
-def nodes() -> Iterator[tuple[ValkeyServer, ValkeyServer]]:
-    with ValkeyServer(args=CLUSTER) as one, ValkeyServer(args=CLUSTER) as other:
-        yield one, other
+def nodes() -> Iterator[list[ValkeyServer]]:
+    with ValkeyCluster(2, 0) as cluster:
+        yield cluster.nodes
 
 
-async def test_one_node_of_a_cluster_does_not_know_the_script(nodes: tuple[ValkeyServer, ValkeyServer]) -> None:
-    await join(*nodes)
+async def test_one_node_of_a_cluster_does_not_know_the_script(nodes: list[ValkeyServer]) -> None:
     async with opened(nodes[0]) as connections, administering(nodes[1]) as second:
         assert await scripts.run_many(connections, ADD, CALLS) == ANSWERS
         await second.script_flush()
@@ -145,8 +143,7 @@ async def test_one_node_of_a_cluster_does_not_know_the_script(nodes: tuple[Valke
         assert stats["cmdstat_eval"]["calls"] == 2 * theirs
 
 
-async def test_of_a_cluster_whose_node_hangs_the_other_answers(nodes: tuple[ValkeyServer, ValkeyServer]) -> None:
-    await join(*nodes)
+async def test_of_a_cluster_whose_node_hangs_the_other_answers(nodes: list[ValkeyServer]) -> None:
     async with opened(nodes[0]) as connections:
         await scripts.run_many(connections, ADD, CALLS)
         where = places(connections)
