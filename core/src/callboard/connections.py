@@ -98,6 +98,7 @@ class Connections:
         self._trust = Trust()
         self._closing: dict[asyncio.Task[None], Redis] = {}
         self._rebuilt_at = 0.0
+        self._has_served = False
         self._use("plain" if self._asked != "true" else "cluster")
 
     @property
@@ -198,8 +199,9 @@ class Connections:
     def _note(self, error: BaseException | None) -> None:
         if error is None:
             self.state, self.last_error = "ok", None
+            self._has_served = True
             return
-        self.state, self.last_error = "down", self._explain(error)
+        self.state, self.last_error = "down", self.explain(error)
         now = time.monotonic()
         plain = not isinstance(self._commands, RedisCluster)
         if plain and _is_elsewhere(error) and now - self._rebuilt_at > _REBUILD_PAUSE_S:
@@ -208,7 +210,8 @@ class Connections:
             moved = isinstance(error, redis.AskError) and self._asked == "auto" and not self._db
             self._use("cluster" if moved else "plain")
 
-    def _explain(self, error: BaseException) -> str:
+    def explain(self, error: BaseException) -> str:
+        """What is wrong, for people: the address, the error, the variable to look at; no secret."""
         where = f"{self.host}:{self.port}"
         causes = list(_causes(error))
         if untrusted := next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None):
@@ -221,7 +224,7 @@ class Connections:
             )
         if isinstance(error, redis.MovedError) and self._asked == "false":
             return f"{where}: the server is a cluster, but LISTENERS_REDIS_CLUSTER is false"
-        if isinstance(error, redis.TimeoutError) and self.state != "ok":
+        if not self._has_served and _says_nothing(error):
             hint = "does this port speak TLS?" if self._tls else "does this port want TLS?"
             return f"{where}: {error}; the address may be wrong, or {hint} (LISTENERS_REDIS_TLS)"
         return f"{where}: {type(error).__name__}: {error}"
@@ -242,10 +245,11 @@ class Connections:
 
 
 @contextmanager
-def redis_errors(connections: Connections) -> Iterator[None]:
+def redis_errors(connections: Connections, *, proves: bool = True) -> Iterator[None]:
     """Around the use of a client: what says that Redis cannot serve becomes Unavailable, the state is kept.
 
-    Other refusals (a wrong type, an error inside a script) are defects and pass as they are.
+    Other refusals (a wrong type, an error inside a script) are defects and pass as they are. `proves` false: that
+    nothing fails does not mean that Redis serves, as when a connection opens.
     """
     try:
         yield
@@ -258,7 +262,8 @@ def redis_errors(connections: Connections) -> Iterator[None]:
             raise
         connections._note(error)
         raise Unavailable("Redis cannot serve this now.") from error
-    connections._note(None)
+    if proves:
+        connections._note(None)
 
 
 async def _close(client: Redis) -> None:
@@ -289,6 +294,12 @@ def _keepalive() -> dict[int, int]:
 
 def _is_elsewhere(error: BaseException) -> bool:
     return isinstance(error, redis.AskError | redis.ClusterDownError | redis.ReadOnlyError)
+
+
+def _says_nothing(error: BaseException) -> bool:
+    """The peer is silent, or hangs up without a word, as one does that waits for TLS."""
+    cut = any(isinstance(cause, ConnectionResetError | asyncio.IncompleteReadError) for cause in _causes(error))
+    return cut or isinstance(error, redis.TimeoutError) or "closed by server" in str(error)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -153,7 +153,10 @@ class Health:
 
     def _redis(self) -> dict[str, Any]:
         bus = self._host.bus
-        report: dict[str, Any] = {"status": self._host.connections.state, "bus": bus.state}
+        connections = self._host.connections
+        report: dict[str, Any] = {"status": connections.state, "mode": connections.mode, "bus": bus.state}
+        if connections.last_error is not None:
+            report["error"] = connections.last_error
         if bus.probe_rtt_s is not None:
             report["probe_rtt_ms"] = round(bus.probe_rtt_s * 1000, 2)
         return report

@@ -246,7 +246,7 @@ class Bus:
         await self._connections.find_mode()
         subscriber = self._connections.subscriber()
         try:
-            with redis_errors(self._connections):
+            with redis_errors(self._connections, proves=False):
                 await subscriber.connect()
             if self._connected_before:
                 self._telemetry.metrics.bus_rebuilds.inc()
@@ -359,7 +359,7 @@ class Bus:
             if isinstance(error, Unavailable):
                 told: dict[str, Any] = {"reason": self._connections.last_error}
             elif isinstance(error, _FAULTS_OF_REDIS):
-                told = {"reason": str(error)}
+                told = {"reason": self._connections.explain(error)}
             else:
                 told = where_raised(error)
             self._log.warning("bus_down", **told)
