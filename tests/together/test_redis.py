@@ -93,7 +93,7 @@ async def test_a_whole_service(redis_deployment: Deployment) -> None:
             await eventually(lambda: sum(each.callboard.listeners.active_count("chat") for each in (one, two)) == 1)
             assert sum(owners) <= 1
 
-            answers = node.pubsub()
+            answers: Any = node.pubsub()
             await answers.subscribe("redis:reply:s1")
             body = {"method": "BOARD.pin", "args": ["ann"], "user_id": "ann", "idempotency_key": "k"}
             replies = [
@@ -103,7 +103,7 @@ async def test_a_whole_service(redis_deployment: Deployment) -> None:
             assert [reply["data"] for reply in replies] == [1, 1]
             await eventually(lambda: "vector.pinned" in types(first) and "vector.pinned" in types(second))
             assert types(first).count("vector.pinned") == types(second).count("vector.pinned") == 1
-            while (answer := await answers.get_message(timeout=10))["type"] != "message":  # type: ignore[index]
+            while (answer := await answers.get_message(timeout=10))["type"] != "message":
                 pass
             assert json.loads(answer["data"])["data"] == 1
             await answers.aclose()

@@ -222,6 +222,8 @@ class BoundedCluster(RedisCluster):
             look.add_done_callback(self._has_looked)
         if last_failed_node_name is not None or not self._knows_nodes:
             await asyncio.wait({look})
+            if look.cancelled():
+                raise redis.ConnectionError("This client has been closed.")
             if not self._knows_nodes:
                 await look  # raises what it died of
         return self
