@@ -171,14 +171,28 @@ def server(authority: Authority, request: pytest.FixtureRequest) -> Iterator[Val
         yield started
 
 
-async def told_of(replica: Replica) -> tuple[str, str]:
-    """What is wrong with Redis: as /debug says, and as the log does."""
-    async with asyncio.timeout(30):
-        while not (lines := [line for line in replica.log.read_text().splitlines() if '"bus_down"' in line]):
-            await asyncio.sleep(0.05)
-    shown = (await replica.client.get("/debug")).json()["redis"]
-    assert shown["status"] == "down", shown
-    return str(shown["error"]), str(json.loads(lines[0])["reason"])
+async def logged(replica: Replica, reason: str) -> None:
+    """Returns once its log has said so. On a busy machine a handshake may time out first: then it is started anew."""
+    seen = 0
+    while True:
+        lines = [json.loads(line) for line in replica.log.read_text().splitlines() if '"bus_down"' in line]
+        if any(reason in line["reason"] for line in lines):
+            return
+        if len(lines) > seen:
+            seen = len(lines)
+            assert "Timeout" in lines[-1]["reason"], lines[-1]
+            await replica.restart()
+        await asyncio.sleep(0.05)
+
+
+async def shown(replica: Replica, reason: str) -> str:
+    """What /debug says of Redis, once it says that."""
+    while True:
+        report = (await replica.client.get("/debug")).json()["redis"]
+        assert report["status"] == "down", report
+        if reason in report["error"]:
+            return str(report["error"])
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.tls
@@ -202,11 +216,11 @@ async def test_tls_that_cannot_be_trusted_is_refused_and_named(
     environ = {"LISTENERS_REDIS_TLS": str(tls).lower(), "LISTENERS_REDIS_TLS_CA": str(ca)}
     async with Fleet(server, environ=environ) as fleet:
         [replica] = fleet.replicas
-        shown, logged = await told_of(replica)
-        assert reason in shown
-        assert reason in logged
-        assert server.address in shown
-        assert "LISTENERS_REDIS_TLS" in shown
+        async with asyncio.timeout(80):
+            await logged(replica, reason)
+            told = await shown(replica, reason)
+        assert server.address in told
+        assert "LISTENERS_REDIS_TLS" in told
         reply = await replica.call("LEDGER.append", "a", user="ann", key="k")
         assert reply["error"]["code"] == "UNAVAILABLE"
         assert await fleet.executions("a") == 0
