@@ -323,8 +323,11 @@ async def test_redis_killed_while_publishing_makes_a_sync_once_it_is_back(own_va
             assert one.shop.items_source.closed == 0  # the stream went on all the while
 
 
-async def test_a_hurried_replica_makes_up_for_an_outage_at_once(own_valkey: ValkeyServer, heard: Heard) -> None:
-    async with replica(own_valkey, lease_ttl_s=3_600, grace_s=3_600) as one:  # its own turn is in 20 minutes
+async def test_a_hurried_replica_makes_up_for_an_outage_at_once(own_valkey: ValkeyServer) -> None:
+    async with (
+        replica(own_valkey, lease_ttl_s=3_600, grace_s=3_600) as one,  # its own turn is in 20 minutes
+        hearing(own_valkey, "user:ann") as heard,
+    ):
         await one.presence.register("ann", "tab")
         await heard.until("notif.sync")
         await eventually(lambda: one.shop.items_source.feeds)

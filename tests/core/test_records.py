@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import pytest
-from core.cluster import CLUSTER, administering, join
 from hypothesis import HealthCheck, Phase
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -26,6 +25,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from redis.asyncio import Redis
 from redis.exceptions import MovedError
 from support import MakeSettings, Recorded
 
@@ -35,7 +35,7 @@ from callboard.messages import new_id
 from callboard.rpc import records
 from callboard.rpc.records import Claim, Records
 from callboard.settings import Settings
-from callboard_local import ValkeyServer
+from callboard_local import ValkeyCluster, ValkeyServer
 
 T = TypeVar("T")
 RUNNING = "callboard:idem-running"
@@ -310,7 +310,7 @@ EVICTING = ["--maxmemory", "8mb", "--maxmemory-policy", "volatile-lru"]
 
 
 async def evict(server: ValkeyServer) -> None:
-    async with administering(server) as client:
+    async with Redis(host=server.host, port=server.port) as client:
         for number in range(100):
             try:
                 await client.set(f"{number}", "x" * 200_000, ex=60)
@@ -320,15 +320,15 @@ async def evict(server: ValkeyServer) -> None:
 
 @pytest.mark.anyio
 async def test_evictions_are_counted_over_all_nodes() -> None:
-    with ValkeyServer(args=[*CLUSTER, *EVICTING]) as one, ValkeyServer(args=[*CLUSTER, *EVICTING]) as other:
-        await join(one, other)
-        async with Connections(Settings(redis_host=one.host, redis_port=one.port), Recorded().telemetry) as connections:
+    with ValkeyCluster(masters=2, replicas=0, args=EVICTING) as cluster:
+        settings = Settings(redis_host=cluster.host, redis_port=cluster.port)
+        async with Connections(settings, Recorded().telemetry) as connections:
             counted = Records(connections, lease_ttl_s=30, record_ttl_s=30, unknown_answer=UNKNOWN)
             assert await counted.evicted_keys() == 0
             of_each = []
-            for server in (one, other):
+            for server in cluster.nodes:
                 await evict(server)
-                async with administering(server) as client:
+                async with Redis(host=server.host, port=server.port) as client:
                     of_each.append((await client.info("stats"))["evicted_keys"])
             assert min(of_each) > 0
             assert await counted.evicted_keys() == sum(of_each)
@@ -336,8 +336,7 @@ async def test_evictions_are_counted_over_all_nodes() -> None:
 
 @pytest.mark.anyio
 async def test_where_info_is_not_allowed_evictions_are_not_known(own_valkey: ValkeyServer) -> None:
-    async with administering(own_valkey) as client:
-        await client.execute_command("ACL", "SETUSER", "default", "-info")
+    own_valkey.ask("ACL", "SETUSER", "default", "-info")
     settings = Settings(redis_host=own_valkey.host, redis_port=own_valkey.port, redis_cluster="false")
     async with Connections(settings, Recorded().telemetry) as connections:
         counted = Records(connections, lease_ttl_s=30, record_ttl_s=30, unknown_answer=UNKNOWN)
