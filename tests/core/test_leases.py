@@ -245,7 +245,7 @@ async def test_a_server_that_lost_its_scripts_is_taught_them(leases: Leases, key
 
 
 async def test_many_are_taken_and_renewed_at_once(leases: Leases, admin: Any) -> None:
-    """Free, released, expired and another's keys in one request; then lost and held leases in one."""
+    """Free, released, expired and another's keys in one request; then lost and held leases, renewed and released."""
     names = [f"callboard:lease:{{{number}}}" for number in range(12)]
     held, expired, released = names[:3], names[3:6], names[6:9]
     others = {key: await take(leases, key, "other") for key in (*held, *expired, *released)}
@@ -277,6 +277,13 @@ async def test_many_are_taken_and_renewed_at_once(leases: Leases, admin: Any) ->
     assert int(await admin.hget(taken[0].key, "expires")) < 9_999_999_999_999
     assert not await admin.exists(gone.key)
     assert await leases.owner(stolen.key) == "other"
+
+    assert await leases.release_many(taken) == [lease not in (gone, stolen) for lease in taken]
+    assert not any(lease.is_firm() for lease in taken)
+    assert await leases.owner(stolen.key) == "other"
+    assert [await leases.owner(lease.key) for lease in taken if lease is not stolen] == [None] * (len(taken) - 1)
+    assert await admin.hkeys(taken[0].key) == [b"fence"]
+    assert await leases.release_many(taken) == [False] * len(taken)
 
 
 async def take_many(leases: Leases, count: int = 300, ttl_s: float = LONG_S) -> list[Lease]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import pytest
 from core.replicas import Replica, eventually, min_renewed, replica
 from redis.asyncio import Redis
 
+from callboard.errors import Unavailable
 from callboard.fleet import roster
+from callboard.fleet.leases import Lease
 from callboard.fleet.supervisor import Supervisor
 from callboard_local import ValkeyServer
 
@@ -78,6 +80,56 @@ async def test_thousands_are_renewed_by_few_requests_and_taken_over_together(own
             await one.listeners._renew()
             await eventually(lambda: not one.listeners.status())  # all are lost, and end
             assert fences(two) == after
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_hundreds_are_released_by_few_requests(
+    own_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    uids = [f"u{number}" for number in range(150)]
+    total = len(uids) * PER_USER
+    async with (
+        replica(own_valkey, lease_ttl_s=60) as one,
+        Redis(host=own_valkey.host, port=own_valkey.port) as client,
+    ):
+        await enter(one, uids)
+        fall_silent(one)
+        if not together:  # the control: one by one
+            monkeypatch.setattr(roster, "_AT_A_TIME", 1)
+        sent = await reads(client)
+        await one.listeners.drain()
+        assert (await reads(client) - sent < total / 5) is together
+        assert one.listeners.status() == []
+        assert await held(client) == 0
+
+
+async def test_a_lease_that_is_being_taken_at_the_drain_is_released(
+    own_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with replica(own_valkey) as one, Redis(host=own_valkey.host, port=own_valkey.port) as client:
+        taken, drained = asyncio.Event(), asyncio.Event()
+        acquire_many = one.listeners._leases.acquire_many
+
+        async def slow(wanted: Sequence[tuple[str, str]], ttl_s: float) -> list[Lease | Unavailable | None]:
+            answers = await acquire_many(wanted, ttl_s)
+            taken.set()
+            await drained.wait()
+            return answers
+
+        monkeypatch.setattr(one.listeners._leases, "acquire_many", slow)
+        await one.presence.register("ann", "tab")
+        await taken.wait()
+        assert await held(client) == PER_USER
+        draining = asyncio.create_task(one.listeners.drain())
+        await eventually(lambda: all(loop.done() for loop in one.listeners._loops))
+        drained.set()
+        await draining
+        assert await held(client) == 0
+        assert one.listeners.status() == []
+
+
+async def held(client: Redis) -> int:
+    return sum([await client.hexists(key, "owner") async for key in client.scan_iter("callboard:lease:*", count=1_000)])
 
 
 async def test_some_are_lost_and_the_others_of_the_same_request_stay(own_valkey: ValkeyServer) -> None:

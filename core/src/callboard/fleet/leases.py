@@ -82,7 +82,14 @@ return tonumber(redis.call('HGET', KEYS[1], 'nudges') or 0)
 """
 )
 _NUDGE = "if redis.call('HEXISTS', KEYS[1], 'owner') == 1 then redis.call('HINCRBY', KEYS[1], 'nudges', 1) end"
-_RELEASE = LUA + "if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then lease_bury(KEYS[1], ARGV[2]) end"
+_RELEASE = (
+    LUA
+    + """
+if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 0 end
+lease_bury(KEYS[1], ARGV[2])
+return 1
+"""
+)
 _OWNER = (
     LUA
     + """
@@ -185,6 +192,16 @@ class Leases:
                 lease._heard(answer, began)
         return [answer if isinstance(answer, Unavailable) else answer >= 0 for answer in answers]
 
+    async def release_many(self, held: Sequence[Lease]) -> list[bool | Unavailable]:
+        """`Lease.release` for many, in one round trip; a few hundred at a time. False: it was another's by then.
+
+        Unavailable stands in the place of each whose answer is not known: it expires by itself.
+        """
+        for lease in held:
+            lease._renewed_at = _NEVER
+        answers = await self._run_many(_RELEASE, [(one.key, one.owner, self._tombstone_ms) for one in held])
+        return [answer if isinstance(answer, Unavailable) else answer == 1 for answer in answers]
+
     async def owner(self, key: str) -> str | None:
         """The token of whose lease on `key` runs now, by Redis' clock; None when nobody's does."""
         owner: bytes | None = await self._run(_OWNER, key)
@@ -258,8 +275,9 @@ class Lease:
 
     async def release(self) -> None:
         """Give it up for the next one to take at once. Nothing happens if it is another's by now."""
-        self._renewed_at = _NEVER
-        await self._leases._run(_RELEASE, self.key, self.owner, self._leases._tombstone_ms)
+        [answer] = await self._leases.release_many([self])
+        if isinstance(answer, Unavailable):
+            raise answer
 
     def is_firm(self) -> bool:
         """Whether to act on it: less than 2/3 of its time has passed since the last renewal began, by our own clock.

@@ -122,12 +122,11 @@ class Listeners:
     async def drain(self) -> None:
         """Take no more leases, stop all listeners, release what is held; within seconds, whatever they do."""
         self._roster.close()
-        tasks = {*self._loops, *self._roster.tasks()}
-        for patience_s in (_STOP_TIMEOUT_S, 1.0):  # cancelled again, a release that cannot reach Redis gives up
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                _, tasks = await asyncio.wait(tasks, timeout=patience_s)
+        for loop in self._loops:
+            loop.cancel()
+        if self._loops:
+            await asyncio.wait(self._loops, timeout=1)
+        await self._roster.drain(_STOP_TIMEOUT_S)
 
     # -- who is wanted here -------------------------------------------------------------------------------------------
 

@@ -55,6 +55,9 @@ class Roster:
         self._of_user: dict[str, dict[Instance, Running]] = {}
         self._of_name: dict[str, dict[Instance, Supervisor]] = {}
         self._taking: set[Instance] = set()
+        self._takes: set[asyncio.Task[None]] = set()
+        self._to_release: list[Supervisor] = []
+        self._releasing: asyncio.Task[None] | None = None
         self._last_events: dict[str, float] = {}
         self._closed = False
 
@@ -64,13 +67,37 @@ class Roster:
         """Take no more."""
         self._closed = True
 
+    async def drain(self, within_s: float) -> None:
+        """Take no more, stop all that runs and release its leases; what takes longer is given up within seconds."""
+        self.close()
+        self.stop(self.running)
+        await self._over_within(within_s)
+        for _ in range(2):  # a listener that is cancelled again begins another release
+            for task in self._tasks():
+                task.cancel()
+            await self._over_within(1)
+
+    async def _over_within(self, time_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + time_s
+        while (tasks := self._tasks()) and loop.time() < until:
+            await asyncio.wait(tasks, timeout=until - loop.time())
+
+    def _tasks(self) -> set[asyncio.Task[None]]:
+        """What has to end before nothing runs here and no lease is held: listeners, takes and releases."""
+        releasing = {self._releasing} if self._releasing is not None and not self._releasing.done() else set()
+        return {running.task for running in self.running.values()} | self._takes | releasing
+
     async def take_all(self, wanted: Sequence[tuple[User, Declared, Thread | None]]) -> None:
         """Run here those whose leases can be had. Unavailable, when that is not known of all."""
         for some in chunks(wanted, _AT_A_TIME):
-            await self._take(some)
+            # Not to be interrupted: a lease that was taken by then would be nobody's until it expires.
+            take = asyncio.create_task(self._take(some), name="listeners: take")
+            self._takes.add(take)
+            take.add_done_callback(self._takes.discard)
+            await asyncio.shield(take)
 
     async def _take(self, wanted: Sequence[tuple[User, Declared, Thread | None]]) -> None:
-        """A preference among replicas would be asked for here."""
         lacking = {declared.instance(user.uid, thread): (user, declared, thread) for user, declared, thread in wanted}
         for instance in [one for one in lacking if self._closed or one in self.running or one in self._taking]:
             del lacking[instance]
@@ -81,7 +108,7 @@ class Roster:
             answers = await self._leases.acquire_many(list(zip(keys, owners, strict=True)), self._lease_ttl_s)
             leases = [answer for answer in answers if isinstance(answer, Lease)]
             if self._closed:
-                await asyncio.gather(*(lease.release() for lease in leases))
+                await self._leases.release_many(leases)
                 return
             for instance, answer in zip(lacking, answers, strict=True):
                 if isinstance(answer, Lease):
@@ -116,6 +143,22 @@ class Roster:
         self._last_events[instance.name] = max(self._last_events.get(instance.name, -math.inf), supervisor.last_event)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._telemetry.log.error("task_died", task=task.get_name(), **where_raised(error))
+        self._to_release.append(supervisor)
+        if self._releasing is None or self._releasing.done():
+            self._releasing = asyncio.get_running_loop().create_task(self._release(), name="listeners: release")
+
+    async def _release(self) -> None:
+        """Give up the leases of listeners that ended, those that end meanwhile with the next request."""
+        while self._to_release:
+            some = self._to_release[:_AT_A_TIME]
+            del self._to_release[:_AT_A_TIME]
+            try:
+                answers = await self._leases.release_many([one.lease for one in some])
+            except Exception as error:  # noqa: BLE001 - the others' leases are released all the same
+                self._telemetry.log.error("task_failed", task="listeners: release", **where_raised(error))
+                continue
+            if self._closed and all(isinstance(answer, Unavailable) for answer in answers):
+                self._to_release.clear()  # Redis is away, and the end not: they expire by themselves
 
     async def renew(self, within_s: float) -> None:
         """Renew the leases of healthy listeners, as many as can be in this time; a lost lease ends its listener.
@@ -147,7 +190,7 @@ class Roster:
         """Have them end and release their leases; does not wait for it, and may be repeated meanwhile."""
         for instance in list(instances):
             supervisor, task = self.running[instance]
-            if supervisor.state != "stopping":  # a release must not be interrupted
+            if supervisor.state != "stopping":
                 task.cancel()
 
     async def sync_soon(self, instances: Iterable[Instance]) -> None:
@@ -162,9 +205,6 @@ class Roster:
             await self._leases.nudge([instance.lease_key for instance in some])
 
     # -- what runs ----------------------------------------------------------------------------------------------------
-
-    def tasks(self) -> set[asyncio.Task[None]]:
-        return {running.task for running in self.running.values()}
 
     def of(self, uid: str) -> dict[Instance, Supervisor]:
         """The user's listeners that run here, those of threads included."""

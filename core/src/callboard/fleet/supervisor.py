@@ -55,7 +55,10 @@ class Patience:
 
 
 class Supervisor:
-    """Runs one listener. `await run()` ends when the lease is lost or cannot be had, or when it is cancelled."""
+    """Runs one listener. `await run()` ends when the lease is lost or cannot be had, or when it is cancelled.
+
+    It leaves the release of the lease to whoever runs it.
+    """
 
     def __init__(
         self,
@@ -155,7 +158,6 @@ class Supervisor:
                 self._log("listener_lost", fence=self.lease.fence)
         finally:
             self._phase = "stopping"
-            await self._release()
 
     async def _hold(self) -> bool:
         if self.lease.is_firm():
@@ -168,12 +170,6 @@ class Supervisor:
             self.lease = lease
         heed_cancellation()
         return lease is not None
-
-    async def _release(self) -> None:
-        try:
-            await self.lease.release()
-        except Unavailable:
-            return  # it expires by itself
 
     async def _attempt(self) -> None:
         """Listen until something fails, then wait out the back-off."""
