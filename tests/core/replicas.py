@@ -18,14 +18,19 @@ from callboard.context import Context, current_context
 from callboard.events.bus import Bus
 from callboard.fleet.leases import Leases
 from callboard.fleet.listeners import Listeners
+from callboard.fleet.members import Members
 from callboard.fleet.presence import Presence
+from callboard.fleet.rendezvous import weight
 from callboard.fleet.supervisor import Patience
 from callboard.messages import Event
 from callboard.service import Service, User, listener
 from callboard.telemetry import Telemetry
 
 LEASE_TTL_S = 1.2
+BEAT_S = 0.3
 ITEMS, LOUD = "shop.items", "shop.loud"
+FIRST, SECOND, THIRD = sorted(("x", "y", "z"), key=lambda each: weight("ann", each), reverse=True)
+"""Ids of replicas, in the order in which ann's listeners should run on them."""
 
 
 async def eventually(condition: Callable[[], object]) -> None:
@@ -130,10 +135,12 @@ async def replica(
     server: Address,
     *,
     name: str = "one",
+    id: str | None = None,  # noqa: A002 - as in Members
     service: Shop | None = None,
     grace_s: float = 0.3,
     sweep_interval_s: float = 3_600,
     lease_ttl_s: float = LEASE_TTL_S,
+    scan_interval_s: float = 0.1,
     patience: Patience | None = None,
 ) -> AsyncIterator[Replica]:
     settings = settings_on(server, LISTENERS_REPLICA=name)
@@ -146,9 +153,11 @@ async def replica(
         presence = await stack.enter_async_context(
             Presence(settings, connections, telemetry, ttl_s=60, sweep_interval_s=0.1)
         )
+        members = Members(name, connections, telemetry, beat_s=BEAT_S, id=id)
         listeners = Listeners(
-            settings, telemetry, Leases(connections), presence, bus,
-            lease_ttl_s=lease_ttl_s, scan_interval_s=0.1, grace_s=grace_s, sweep_interval_s=sweep_interval_s,
+            settings, telemetry, Leases(connections), members, presence, bus,
+            lease_ttl_s=lease_ttl_s, scan_interval_s=scan_interval_s, grace_s=grace_s,
+            sweep_interval_s=sweep_interval_s, hand_over_interval_s=0.1,
             patience=patience or Patience(backoff_min_s=0.05, backoff_max_s=0.2),
         )  # fmt: skip
         listeners.declare("SHOP", shop)
@@ -199,3 +208,10 @@ async def lease_owner(server: Address, name: str, uid: str) -> Any:
 
 def min_renewed(one: Replica) -> float:
     return min((running.supervisor.renewed_at for running in one.listeners._roster.running.values()), default=math.inf)
+
+
+def fall_silent(one: Replica) -> None:
+    """As a process that hangs: it neither renews nor releases, and no longer says that it lives."""
+    for loop in (*one.listeners._loops, one.listeners._members._task):
+        assert loop is not None
+        loop.cancel()

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 from core.replicas import (
+    FIRST,
     ITEMS,
     LEASE_TTL_S,
     LOUD,
+    SECOND,
     Heard,
     Shop,
     eventually,
+    fall_silent,
     hearing,
     lease_owner,
     min_renewed,
@@ -118,17 +121,16 @@ async def test_every_replica_knows_which_one_runs_a_listener(own_valkey: ValkeyS
 
 
 async def test_a_replica_that_goes_silent_is_taken_over_and_is_mute(redis_deployment: Deployment, heard: Heard) -> None:
-    async with replica(redis_deployment) as one:
+    async with replica(redis_deployment, id=FIRST) as one:
         await one.presence.register("ann", "tab")
         [first] = await heard.until("notif.sync")
-        async with replica(redis_deployment) as two:
+        async with replica(redis_deployment, id=SECOND) as two:
             # The negative control: while it renews, nobody takes over.
             began = min_renewed(one)
             await eventually(lambda: min_renewed(one) > began + 2 * LEASE_TTL_S)
             assert two.listeners.active_count() == 0
 
-            for loop in one.listeners._loops:  # as a process that hangs: it neither renews nor releases
-                loop.cancel()
+            fall_silent(one)
             [_, second] = await heard.until("notif.sync", 2)
             await eventually(lambda: two.shop.items_source.feeds)
             assert second["fence"] > first["fence"]
@@ -158,9 +160,9 @@ async def test_a_page_reload_does_not_restart_the_listeners(redis_deployment: De
         await one.presence.register("ann", "tab")
         await heard.until("notif.sync")
         await one.presence.unregister("tab")
-        await eventually(lambda: "ann" in one.listeners._gone_since)
+        await eventually(lambda: "ann" in one.listeners._attendance._gone_since)
         await one.presence.register("ann", "tab-2")
-        await eventually(lambda: "ann" not in one.listeners._gone_since)
+        await eventually(lambda: "ann" not in one.listeners._attendance._gone_since)
         assert len(one.shop.items_source.begun) == 1
         assert one.shop.items_source.closed == 0
 
@@ -186,10 +188,10 @@ async def test_offline_stops_the_listeners_and_releases_their_leases(
 async def test_a_user_who_went_online_elsewhere_keeps_their_listeners_here(
     redis_deployment: Deployment, heard: Heard
 ) -> None:
-    async with replica(redis_deployment) as one:
+    async with replica(redis_deployment, id=FIRST) as one:
         await one.presence.register("ann", "tab")
         await heard.until("notif.sync")
-        async with replica(redis_deployment) as two:
+        async with replica(redis_deployment, id=SECOND) as two:
             await one.presence.unregister("tab")
             await two.presence.register("ann", "tab-2")
             since = min_renewed(one)
@@ -260,7 +262,7 @@ async def test_a_start_that_fails_or_hangs_is_tried_again(redis_deployment: Depl
 @PLAIN
 async def test_a_permanent_error_waits_long_and_lets_the_lease_go(redis_deployment: Deployment, heard: Heard) -> None:
     patience = Patience(backoff_min_s=0.01, backoff_max_s=3_600)
-    async with replica(redis_deployment, patience=patience) as one:
+    async with replica(redis_deployment, id=FIRST, patience=patience) as one:
         await one.presence.register("ann", "tab")
         await heard.until("notif.sync")
         await eventually(lambda: one.shop.items_source.feeds)
@@ -272,7 +274,7 @@ async def test_a_permanent_error_waits_long_and_lets_the_lease_go(redis_deployme
         [entry] = [entry for entry in one.listeners.status() if entry["listener"] == ITEMS]
         assert (entry["state"], entry["last_error"]) == ("backing_off", "PERMISSION_DENIED")
         assert not one.listeners.is_active("ann", "items")
-        async with replica(redis_deployment) as two:  # who may fare better
+        async with replica(redis_deployment, id=SECOND) as two:  # who may fare better
             await eventually(lambda: two.listeners.is_active("ann", "items"))
             assert one.listeners.is_active("ann", "loud")
 
@@ -465,7 +467,7 @@ async def test_a_sync_that_a_delta_has_overtaken_is_followed_by_the_listeners_ow
         async def nothing(*args: Any) -> None: ...
 
         monkeypatch.setattr(Roster, "sync_soon", nothing)
-    async with replica(redis_deployment) as one, replica(redis_deployment, name="two") as two:
+    async with replica(redis_deployment, id=FIRST) as one, replica(redis_deployment, name="two", id=SECOND) as two:
         await one.presence.register("ann", "s1")
         await eventually(lambda: len(one.shop.items_source.feeds) == 1 and one.listeners.is_active("ann", ITEMS))
         answering = one if asked == "owner" else two
@@ -603,7 +605,7 @@ async def test_a_listener_runs_in_nobodys_context(redis_deployment: Deployment) 
 
         current_context.set(Context(publish, asyncio.get_running_loop(), method="A.call"))
         await one.presence.register("ann", "tab")
-        await one.listeners._scan()
+        await one.listeners._attendance.scan()
         await eventually(lambda: one.shop.items_source.context_seen)
         assert one.shop.items_source.context_seen == [None]
 

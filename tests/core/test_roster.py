@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 import pytest
-from core.replicas import Replica, eventually, min_renewed, replica
+from core.replicas import Replica, eventually, fall_silent, min_renewed, replica
 from redis.asyncio import Redis
 
 from callboard.errors import Unavailable
@@ -39,12 +39,6 @@ def supervisors(one: Replica) -> list[Supervisor]:
 
 def fences(one: Replica) -> dict[tuple[str, str], int]:
     return {(entry["uid"], entry["listener"]): entry["fence"] for entry in one.listeners.status()}
-
-
-def fall_silent(one: Replica) -> None:
-    """As a process that hangs: it neither renews nor releases."""
-    for loop in one.listeners._loops:
-        loop.cancel()
 
 
 async def reads(client: Redis) -> int:
@@ -159,8 +153,7 @@ async def test_a_lease_that_cannot_be_renewed_costs_its_own_request_alone(
         Redis(host=own_valkey.host, port=own_valkey.port) as client,
     ):
         await enter(one, [f"u{number}" for number in range(15)])
-        for loop in one.listeners._loops:
-            loop.cancel()
+        fall_silent(one)
         spoilt = supervisors(one)[7]
         await client.set(spoilt.lease.key, "no lease")
         asked_at = time.monotonic()

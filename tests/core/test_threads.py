@@ -11,7 +11,18 @@ from contextlib import AbstractContextManager, AsyncExitStack, ExitStack
 from typing import Any
 
 import pytest
-from core.replicas import LEASE_TTL_S, Heard, Replica, Shop, eventually, hearing, lease_owner, min_renewed, replica
+from core.replicas import (
+    LEASE_TTL_S,
+    Heard,
+    Replica,
+    Shop,
+    eventually,
+    fall_silent,
+    hearing,
+    lease_owner,
+    min_renewed,
+    replica,
+)
 from redis.asyncio import Redis
 
 from callboard.errors import FailedPrecondition, InvalidArgs, Unavailable
@@ -118,7 +129,7 @@ async def test_two_sockets_of_one_thread_share_a_listener(own_valkey: ValkeyServ
             with opened(one, ONE):
                 await heard.until("chat.sync")
             one.listeners._threads.forget(0)  # as when the grace is over
-            one.listeners._check_threads()
+            one.listeners._attendance._check_threads()
             chat(one).say("ann", ONE, "still here")
             await heard.until("chat.message")
             assert len(chat(one).begun) == 1
@@ -149,11 +160,11 @@ async def test_a_reload_within_the_grace_tears_nothing_down(own_valkey: ValkeySe
     async with a_replica(own_valkey, grace_s=grace_s) as one:
         with opened(one, ONE):
             await eventually(lambda: running(one, ONE))
-        one.listeners._check_threads()
+        one.listeners._attendance._check_threads()
         if not grace_s:  # the control
             await eventually(lambda: not one.listeners.status())
         with opened(one, ONE):
-            one.listeners._check_threads()
+            one.listeners._attendance._check_threads()
             await eventually(lambda: running(one, ONE))
             assert len(chat(one).begun) == len(one.logged("listener_attached")) == (1 if grace_s else 2)
             assert chat(one).closed == ({} if grace_s else {"-N1": 1})
@@ -164,7 +175,7 @@ async def test_stopping_again_and_again_does_not_keep_the_lease(own_valkey: Valk
         with opened(one, ONE):
             await eventually(lambda: running(one, ONE))
         while one.listeners.status():
-            one.listeners._check_threads()
+            one.listeners._attendance._check_threads()
             await asyncio.sleep(0)
         assert await lease_owner(own_valkey, f"{MESSAGES}:acme:-N1", "ann") is None
         assert one.logged("task_died") == []
@@ -198,8 +209,7 @@ async def test_an_owner_that_goes_silent_is_taken_over_with_a_sync_and_is_mute(
             [first] = await heard.until("chat.sync")
             async with a_replica(own_valkey) as two:
                 with opened(two, ONE):
-                    for loop in one.listeners._loops:  # as a process that hangs: it neither renews nor releases
-                        loop.cancel()
+                    fall_silent(one)
                     [_, second] = await heard.until("chat.sync", 2)
                     assert second["fence"] > first["fence"]
                     await eventually(lambda: running(two, ONE))
@@ -227,9 +237,13 @@ async def test_whatever_opens_and_closes_each_open_thread_has_one_listener(own_v
                 stack.enter_context(opened(at, thread, uid))
                 sockets.append((at, uid, thread, stack))
             if chance.random() < 0.3:
-                await chance.choice((one, two)).listeners._check()
+                await chance.choice((one, two)).listeners._attendance.check()
 
         def is_settled() -> bool:
+            for each in (one, two):
+                # What was closed while it was being taken begins, and ends at the next look.
+                if each.listeners._roster._taking or {row["state"] for row in each.listeners.status()} - {"listening"}:
+                    return False
             for uid, thread in places:
                 wanting = {id(at) for at, *place, _ in sockets if place == [uid, thread]}
                 run_by = [id(at) for at in (one, two) if running(at, thread, uid)]
@@ -285,7 +299,7 @@ async def test_a_call_opens_a_thread_for_a_time(own_valkey: ValkeyServer, heard:
         one.listeners.open_thread("ann", ONE, 3_600)
         one.listeners.open_thread("ann", TWO, 3_600)
         await eventually(lambda: running(one, ONE) and running(one, TWO))
-        one.listeners._check_threads()
+        one.listeners._attendance._check_threads()
         one.listeners.close_thread("ann", TWO)
         with opened(one, ONE):
             one.listeners.close_thread("ann", ONE)

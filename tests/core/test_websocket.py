@@ -28,6 +28,7 @@ from callboard.events.bus import Bus
 from callboard.events.hub import Hub
 from callboard.fleet.leases import Leases
 from callboard.fleet.listeners import Listeners
+from callboard.fleet.members import Members
 from callboard.fleet.presence import Presence
 from callboard.fleet.snapshots import Reading
 from callboard.gateway.closing import CloseCode
@@ -186,7 +187,8 @@ async def replica(
         presence = await stack.enter_async_context(Presence(settings, connections, telemetry))
         listeners: Any = source
         if real_listeners is not None:
-            listeners = Listeners(settings, telemetry, Leases(connections), presence, bus)
+            members = Members(settings.replica_name(), connections, telemetry)
+            listeners = Listeners(settings, telemetry, Leases(connections), members, presence, bus)
             service = real_listeners()
             listeners.declare(real_listeners.namespace, service)
             if supervised:
@@ -493,8 +495,8 @@ async def test_a_threads_listener_runs_while_its_socket_is_open(
             assert row["thread"] == Thread("acme", "t1", "job_chats")
         assert desk.service.begun == {"t1": 1}
         await eventually(lambda: not desk.gateway.connections)
-        listeners._grace_s = 0.0  # how long it waits is not the question here
-        listeners._check_threads()
+        listeners._attendance._grace_s = 0.0  # how long it waits is not the question here
+        listeners._attendance._check_threads()
         await eventually(lambda: not listeners.is_active(desk.uid, "rooms.chat"))
 
 

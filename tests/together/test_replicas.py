@@ -17,6 +17,7 @@ from websockets.asyncio.client import connect
 from callboard import Event, Listener, User, event_id, hookimpl, listener
 from callboard import Service as Namespace
 from callboard.fleet.listeners import Listeners
+from callboard.fleet.rendezvous import weight
 from callboard.testing import Service, serving
 from callboard_local import ValkeyServer
 
@@ -166,7 +167,8 @@ async def expire_leases(server: ValkeyServer) -> None:
 @pytest.mark.parametrize("fenced", [True, False])
 async def test_every_connection_and_take_over_begins_with_a_sync(own_valkey: ValkeyServer, fenced: bool) -> None:
     source = Source()
-    async with replicas(own_valkey, source, Recorded(), Recorded()) as (one, two), AsyncExitStack() as stack:
+    async with replicas(own_valkey, source, Recorded(), Recorded()) as both, AsyncExitStack() as stack:
+        one, two = sorted(both, key=lambda each: weight("ann", listeners(each)._members.me.id), reverse=True)
         first = await stack.enter_async_context(page_of(one))
         await eventually(lambda: listening(one) and len(source.feeds) == 2)
         source.grow()
@@ -177,10 +179,12 @@ async def test_every_connection_and_take_over_begins_with_a_sync(own_valkey: Val
         if not fenced:  # the control
             for service in (one, two):
                 service.callboard.hub._is_stale = lambda key, fence: False  # type: ignore[method-assign]
-        for loop in listeners(one)._loops:  # a process that hangs and wakes up: it listens, and knows of nothing
+        # A process that hangs and wakes up: it listens, and knows of nothing.
+        for loop in (*listeners(one)._loops, listeners(one)._members._task):
             loop.cancel()
         await expire_leases(own_valkey)
-        await listeners(two)._scan()
+        for _ in range(2):  # the other one still counts as alive
+            await listeners(two)._attendance.scan()
         await eventually(lambda: listening(two) and len(source.feeds) == 4)
         for _ in range(3):
             source.grow()
@@ -213,15 +217,15 @@ async def test_a_page_reload_within_the_grace_tears_nothing_down(own_valkey: Val
                 assert (await client.get("/healthz")).json()["listeners_count"] == 2
         before = fences_of(service)
         await eventually(lambda: not service.callboard.websockets.connections)
-        await eventually(lambda: "ann" in listeners(service)._gone_since)
+        await eventually(lambda: "ann" in listeners(service)._attendance._gone_since)
         if not within_grace:  # the control
-            listeners(service)._grace_s = 0.0
-        await listeners(service)._check()
+            listeners(service)._attendance._grace_s = 0.0
+        await listeners(service)._attendance.check()
         if not within_grace:
             await eventually(lambda: not listeners(service).status())
         async with page_of(service) as page:
             await eventually(lambda: listening(service) and page.knows(source))
-            await listeners(service)._check()
+            await listeners(service)._attendance.check()
             source.grow()
             await eventually(lambda: page.knows(source))
             assert page.faults == []

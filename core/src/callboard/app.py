@@ -24,6 +24,7 @@ from callboard.events.bus import Bus
 from callboard.events.hub import Hub
 from callboard.fleet.leases import Leases
 from callboard.fleet.listeners import Listeners
+from callboard.fleet.members import Members
 from callboard.fleet.presence import Presence
 from callboard.gateway.answers import exception_handlers
 from callboard.gateway.http import rpc_routes
@@ -81,7 +82,8 @@ class Callboard:
         self.hub = Hub(self.bus, self.telemetry)
         self.bus.sink, self.bus.on_gap = self.hub.deliver, self._catch_up
         self.presence = Presence(settings, self.connections, self.telemetry)
-        self.listeners = Listeners(settings, self.telemetry, Leases(self.connections), self.presence, self.bus)
+        members = Members(settings.replica_name(), self.connections, self.telemetry)
+        self.listeners = Listeners(settings, self.telemetry, Leases(self.connections), members, self.presence, self.bus)
         self.idempotency = Idempotency(settings, self.connections, self.telemetry)
         self.router = Router(settings, self.telemetry, self.idempotency, self.bus.publish, self._interceptors())
         tickets = Tickets(settings, self.connections)

@@ -113,6 +113,7 @@ class Health:
                 "external": external,
                 "plugins": [self._describe(plugin) for plugin in self._plugins.all],
                 "listeners": self._host.listeners.status(),
+                "members": self._host.listeners.members(),
                 "replica": self._host.settings.replica_name(),
                 "state": self._lifecycle.state,
                 "version": VERSION,

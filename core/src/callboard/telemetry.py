@@ -38,6 +38,8 @@ LOG_EVENTS = {
     "listener_error": "a user's listener failed; it is restarted after a back-off",
     "listener_lost": "a user's listener lost its lease to another replica",
     "listener_taken_over": "a user's listener was taken over from a replica that went silent",
+    "replica_name_shared": "another live process has this one's name (level error)",
+    "control_ignored": "something on the replicas' control channels is no message of theirs",
     "workflow_listener_start": "the workflow listener of a user starts",
     "workflow_listener_attached": "the workflow listener of a user has its first snapshot",
     "workflow_invoice_changes": "watched invoice fields changed; their names, not their values",
@@ -118,6 +120,7 @@ class Metrics:
             ["listener"],
             registry=r,
         )
+        self.replicas = Gauge("callboard_replicas", "Replicas that live, as this one sees it", registry=r)
         self.presence_users = Gauge("callboard_presence_users", "Users online on all replicas", registry=r)
         self.bus_up = Gauge("callboard_bus_up", "1 while the bus's own probe comes back", registry=r)
         self.bus_probe_rtt = Gauge(

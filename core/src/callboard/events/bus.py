@@ -92,6 +92,7 @@ class Bus:
         self._probe_nonce = b""
         self._echo: asyncio.Future[None] | None = None
         self._subscriptions = Subscriptions()
+        self._ears: dict[str, Callable[[bytes], None]] = {}
         self._subscriber: Subscriber | None = None
         self._flush_is_due = False
         self._connected_before = False
@@ -196,6 +197,18 @@ class Bus:
         self._subscriptions.unwant(channel)
         self._flush_soon()
 
+    def hear(self, channel: str, ear: Callable[[bytes], None]) -> None:
+        """Have what comes on a channel that is no user's given to `ear`, as to `sink`, from when Redis is there on."""
+        self._ears[channel] = ear
+        self._subscriptions.want(channel)
+        self._flush_soon()
+
+    def unhear(self, channel: str) -> None:
+        """Take `hear` back; KeyError when there is none."""
+        del self._ears[channel]
+        self._subscriptions.unwant(channel)
+        self._flush_soon()
+
     def _flush_soon(self) -> None:
         if self._subscriber is not None and not self._flush_is_due:
             self._flush_is_due = True
@@ -290,7 +303,10 @@ class Bus:
 
     def _hand_on(self, channel: str, data: bytes) -> None:
         try:
-            self.sink(channel, data)
+            if (ear := self._ears.get(channel)) is not None:
+                ear(data)
+            else:
+                self.sink(channel, data)
         except Exception:  # noqa: BLE001 - one message that cannot be delivered must not cost all sockets theirs
             self._count_dropped(channel, "error")
             if not self._sink_failed:

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,13 +27,23 @@ _SLOW_S = 0.1
 T = TypeVar("T")
 
 
+class Wanted(NamedTuple):
+    """`instead_of`: the id of the replica that should run it, but does not."""
+
+    user: User
+    declared: Declared
+    thread: Thread | None = None
+    instead_of: str | None = None
+
+
 class Running(NamedTuple):
     supervisor: Supervisor
     task: asyncio.Task[None]
+    instead_of: str | None
 
 
 class Roster:
-    """`running` is for reading."""
+    """`running` is for reading. `released` is told which leases were given up, when Redis has heard of it."""
 
     def __init__(
         self,
@@ -46,6 +56,7 @@ class Roster:
         patience: Patience,
     ) -> None:
         self.running: dict[Instance, Running] = {}
+        self.released: Callable[[Sequence[Instance]], Awaitable[None]] = _nobody
         self._replica = replica
         self._telemetry = telemetry
         self._leases = leases
@@ -56,7 +67,7 @@ class Roster:
         self._of_name: dict[str, dict[Instance, Supervisor]] = {}
         self._taking: set[Instance] = set()
         self._takes: set[asyncio.Task[None]] = set()
-        self._to_release: list[Supervisor] = []
+        self._to_release: list[tuple[Instance, Lease]] = []
         self._releasing: asyncio.Task[None] | None = None
         self._last_events: dict[str, float] = {}
         self._closed = False
@@ -88,7 +99,7 @@ class Roster:
         releasing = {self._releasing} if self._releasing is not None and not self._releasing.done() else set()
         return {running.task for running in self.running.values()} | self._takes | releasing
 
-    async def take_all(self, wanted: Sequence[tuple[User, Declared, Thread | None]]) -> None:
+    async def take_all(self, wanted: Sequence[Wanted]) -> None:
         """Run here those whose leases can be had. Unavailable, when that is not known of all."""
         for some in chunks(wanted, _AT_A_TIME):
             # Not to be interrupted: a lease that was taken by then would be nobody's until it expires.
@@ -97,8 +108,8 @@ class Roster:
             take.add_done_callback(self._takes.discard)
             await asyncio.shield(take)
 
-    async def _take(self, wanted: Sequence[tuple[User, Declared, Thread | None]]) -> None:
-        lacking = {declared.instance(user.uid, thread): (user, declared, thread) for user, declared, thread in wanted}
+    async def _take(self, wanted: Sequence[Wanted]) -> None:
+        lacking = {one.declared.instance(one.user.uid, one.thread): one for one in wanted}
         for instance in [one for one in lacking if self._closed or one in self.running or one in self._taking]:
             del lacking[instance]
         owners = [f"{self._replica}:{new_id()}" for _ in lacking]
@@ -112,24 +123,33 @@ class Roster:
                 return
             for instance, answer in zip(lacking, answers, strict=True):
                 if isinstance(answer, Lease):
-                    self._run(instance, *lacking[instance], answer)
+                    self._run(instance, lacking[instance], answer)
         finally:
             self._taking.difference_update(lacking)
         for answer in answers:
             if isinstance(answer, Unavailable):
                 raise answer
 
-    def _run(self, instance: Instance, user: User, declared: Declared, thread: Thread | None, lease: Lease) -> None:
+    async def free(self, instances: Sequence[Instance]) -> set[Instance]:
+        """Those whose leases nobody holds. Unavailable."""
+        free: set[Instance] = set()
+        for some in chunks(instances, _AT_A_TIME):
+            answers = await self._leases.are_free([instance.lease_key for instance in some])
+            free.update(instance for instance, yes in zip(some, answers, strict=True) if yes)
+        return free
+
+    def _run(self, instance: Instance, wanted: Wanted, lease: Lease) -> None:
         supervisor = Supervisor(
-            declared, user, lease, thread,
+            wanted.declared, wanted.user, lease, wanted.thread,
             acquire=partial(self._leases.acquire, lease.key, lease.owner, self._lease_ttl_s),
             bus=self._bus, telemetry=self._telemetry, patience=self._patience,
         )  # fmt: skip
         # In a context of its own: the call that brought the user here, if any, is none of the listener's business.
         task = asyncio.get_running_loop().create_task(
-            supervisor.run(), name=f"listener {declared.name}", context=contextvars.Context()
+            supervisor.run(), name=f"listener {instance.name}", context=contextvars.Context()
         )
-        self.running[instance] = self._of_user.setdefault(instance.uid, {})[instance] = Running(supervisor, task)
+        running = Running(supervisor, task, wanted.instead_of)
+        self.running[instance] = self._of_user.setdefault(instance.uid, {})[instance] = running
         self._of_name.setdefault(instance.name, {})[instance] = supervisor
         task.add_done_callback(partial(self._ended, instance))
 
@@ -143,7 +163,7 @@ class Roster:
         self._last_events[instance.name] = max(self._last_events.get(instance.name, -math.inf), supervisor.last_event)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._telemetry.log.error("task_died", task=task.get_name(), **where_raised(error))
-        self._to_release.append(supervisor)
+        self._to_release.append((instance, supervisor.lease))
         if self._releasing is None or self._releasing.done():
             self._releasing = asyncio.get_running_loop().create_task(self._release(), name="listeners: release")
 
@@ -153,7 +173,10 @@ class Roster:
             some = self._to_release[:_AT_A_TIME]
             del self._to_release[:_AT_A_TIME]
             try:
-                answers = await self._leases.release_many([one.lease for one in some])
+                answers = await self._leases.release_many([lease for _, lease in some])
+                await self.released([instance for (instance, _), was in zip(some, answers, strict=True) if was is True])
+            except Unavailable:
+                continue  # nobody was told: they find it free at their scan
             except Exception as error:  # noqa: BLE001 - the others' leases are released all the same
                 self._telemetry.log.error("task_failed", task="listeners: release", **where_raised(error))
                 continue
@@ -165,7 +188,7 @@ class Roster:
 
         A request that is slow to be answered holds up no other.
         """
-        healthy = [one for one, _ in self.running.values() if one.healthy]
+        healthy = [one for one, *_ in self.running.values() if one.healthy]
         # Whoever had to wait for an answer last time, or was not asked for want of time, comes first.
         healthy.sort(key=lambda one: one.renewed_at)
         try:
@@ -189,7 +212,7 @@ class Roster:
     def stop(self, instances: Iterable[Instance]) -> None:
         """Have them end and release their leases; does not wait for it, and may be repeated meanwhile."""
         for instance in list(instances):
-            supervisor, task = self.running[instance]
+            supervisor, task, _ = self.running[instance]
             if supervisor.state != "stopping":
                 task.cancel()
 
@@ -247,8 +270,12 @@ class Roster:
                 "state": one.state,
                 "fence": one.lease.fence,
             }
-            for one, _ in self.running.values()
+            for one, *_ in self.running.values()
         ]
+
+
+async def _nobody(instances: Sequence[Instance]) -> None:
+    pass
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

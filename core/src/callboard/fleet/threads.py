@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -93,8 +93,14 @@ class Threads:
     def users(self) -> list[str]:
         return list(self._open)
 
+    def stir(self, uids: Iterable[str]) -> None:
+        """Have those of them who have a thread open here be `stirred`."""
+        self._stirred.update(uid for uid in uids if uid in self._open)
+        if self._stirred:
+            self._wake.set()
+
     async def stirred(self) -> set[str]:
-        """The users of whom a thread was opened since the last time, once there are any."""
+        """The users of whom a thread was opened, or of whom `stir` tells, since the last time; once there are any."""
         await self._wake.wait()
         self._wake.clear()
         stirred, self._stirred = self._stirred, set()
