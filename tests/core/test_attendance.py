@@ -23,9 +23,11 @@ from core.replicas import (
     replica,
 )
 
-from callboard.fleet import attendance
+from callboard.errors import PermissionDenied
+from callboard.fleet import attendance, roster
 from callboard.fleet.control import Control
 from callboard.fleet.rendezvous import preferred, weight
+from callboard.fleet.supervisor import Patience
 from callboard.messages import Event
 from callboard.service import Listener, ListenerSpec, Thread, User, listener
 from callboard_local import ValkeyServer
@@ -120,17 +122,55 @@ async def test_what_the_right_replica_does_not_take_another_takes_at_its_second_
         await two.listeners._attendance.scan()
         await eventually(lambda: users_of(two) == {"ann"})
 
-        # It is kept, though the right one lives …
+        # It is kept for a minute, though the right one lives …
         async with replica(own_valkey, name="three", id=THIRD, scan_interval_s=NEVER_S) as three:
             await know_each_other(one, two, three)
             await eventually(lambda: not two.listeners._members.changed.is_set())
             await two.listeners._attendance.hand_over()
             assert users_of(two) == {"ann"}
-        # … until that is another.
+        # … unless that is another by then.
         better = next(f"r{number}" for number in count() if weight("ann", f"r{number}") > weight("ann", FIRST))
         async with replica(own_valkey, name="four", id=better, scan_interval_s=NEVER_S) as four:
             await eventually(lambda: users_of(four) == {"ann"})
         assert len(two.shop.items_source.begun) == 1
+
+
+@pytest.mark.parametrize("expired", [True, False])
+async def test_what_fails_on_the_right_replica_stays_away_from_it_and_what_was_late_goes_back(
+    own_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch, expired: bool
+) -> None:
+    monkeypatch.setattr(roster, "KEPT_S", 0.0)
+    patience = Patience(backoff_min_s=NEVER_S, backoff_max_s=NEVER_S)
+    async with (
+        replica(own_valkey, name="one", id=FIRST, scan_interval_s=NEVER_S, patience=patience) as one,
+        replica(own_valkey, name="two", id=SECOND, scan_interval_s=NEVER_S) as two,
+    ):
+        await know_each_other(one, two)
+        if expired:
+            await one.presence.register("ann", "tab")
+            await eventually(lambda: users_of(one) == {"ann"} and one.shop.items_source.feeds)
+            one.shop.items_source.push("ann", PermissionDenied())  # it waits, and lets its lease run out
+            await eventually(lambda: one.logged("listener_error"))
+            async with asyncio.timeout(20):
+                while not two.listeners.is_active("ann", ITEMS):
+                    await two.listeners._attendance.scan()
+        else:
+            one.listeners._roster._closed = True  # it takes nothing, for now
+            await two.presence.register("ann", "tab")
+            await eventually(lambda: not one.listeners._attendance._told)
+            for _ in range(2):
+                await two.listeners._attendance.scan()
+            assert two.listeners.is_active("ann", ITEMS)
+            one.listeners._roster._closed = False
+        two.listeners._members.changed.set()
+        await eventually(lambda: not two.listeners._members.changed.is_set())
+        if expired:
+            await two.listeners._attendance.hand_over()
+            assert two.listeners.is_active("ann", ITEMS)
+            assert one.listeners.is_active("ann", LOUD)
+        else:
+            await eventually(lambda: users_of(one) == {"ann"})
+            assert users_of(two) == set()
 
 
 async def test_one_that_joins_gets_its_share_and_moves_nobody_else(

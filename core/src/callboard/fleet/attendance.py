@@ -3,16 +3,18 @@
 Of the live replicas that declare a listener, the one that rendezvous hashing prefers for a user should run it. Whoever
 sees the user come tells that one, whoever lets a listener go tells the next one, and each looks at all online users at
 every scan besides: what it should run it takes when it is free, what another should run only if it was free at the scan
-before, too. That other one then lives, but cannot have it: it is not handed back, until that replica is another.
+before, too. If that other one lives and had let the lease expire, its listener fails: it is not handed back to that
+replica. If it merely did not take it, it may do so a minute later.
 
-What another replica should run, because it came, is handed to it, some at a time: let go, told, taken, and begun with a
-sync. A thread is wanted by the replicas that have it open (see `Threads`) and is the first one's that takes it; the
-others try again when they are told that it was let go, and at every scan.
+What another replica should run, because it came, say, is handed to it, some at a time: let go, told, taken, and begun
+with a sync. A thread is wanted by the replicas that have it open (see `Threads`) and is the first one's that takes it;
+the others try again when they are told that it was let go, and at every scan.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,6 +29,7 @@ from callboard.service import Thread, User
 
 _PAGE = 300
 _HANDED_OVER_A_TURN = 100
+_LOOK_EVERY_S = 30.0
 
 
 class Attendance:
@@ -59,6 +62,7 @@ class Attendance:
         self._awaited = asyncio.Event()
         self._free_before: set[Instance] = set()
         self._misplaced: list[Instance] = []
+        self._looked_at = -math.inf
 
     def per(self, *, thread: bool) -> list[Declared]:
         return [declared for declared in self._declared.values() if declared.per_thread is thread]
@@ -194,9 +198,10 @@ class Attendance:
     # -- handing over -------------------------------------------------------------------------------------------------
 
     async def hand_over(self) -> None:
-        """Let some of what another replica should run go, if there is any since replicas came or went."""
-        if self._members.changed.is_set():
+        """Let some of what another replica should run go; looked for when replicas came or went, and now and then."""
+        if self._members.changed.is_set() or time.monotonic() - self._looked_at > _LOOK_EVERY_S:
             self._members.changed.clear()
+            self._looked_at = time.monotonic()
             self._misplaced = await self._find_misplaced()
         some, self._misplaced = self._misplaced[:_HANDED_OVER_A_TURN], self._misplaced[_HANDED_OVER_A_TURN:]
         self._roster.stop(instance for instance in some if self._is_misplaced(instance))
@@ -216,7 +221,9 @@ class Attendance:
         if running is None or instance.place:
             return False
         preferred = self._members.preferred(instance.uid, instance.name)
-        return preferred not in (None, self._members.me.id, running.instead_of)
+        if preferred == running.instead_of and time.monotonic() < running.kept_until:
+            return False
+        return preferred not in (None, self._members.me.id)
 
     # -- threads ------------------------------------------------------------------------------------------------------
 

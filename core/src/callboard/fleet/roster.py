@@ -21,6 +21,8 @@ from callboard.telemetry import Telemetry, where_raised
 
 _AT_A_TIME = 300
 """Leases in one request to Redis: the event loop is kept for some milliseconds."""
+KEPT_S = 60.0
+"""What another replica did not take in time stays here for so long."""
 _SLOW_S = 0.1
 """A request that has not been answered by then is not waited for: the next one goes out beside it."""
 
@@ -37,9 +39,12 @@ class Wanted(NamedTuple):
 
 
 class Running(NamedTuple):
+    """`instead_of` as wanted; `kept_until` (monotonic): it stays here, whatever that replica says, or for ever."""
+
     supervisor: Supervisor
     task: asyncio.Task[None]
     instead_of: str | None
+    kept_until: float
 
 
 class Roster:
@@ -148,7 +153,9 @@ class Roster:
         task = asyncio.get_running_loop().create_task(
             supervisor.run(), name=f"listener {instance.name}", context=contextvars.Context()
         )
-        running = Running(supervisor, task, wanted.instead_of)
+        # Let expire by a replica that lives: the listener fails there. Merely not taken: it may have been slow.
+        kept_until = math.inf if lease.taken_over else time.monotonic() + KEPT_S
+        running = Running(supervisor, task, wanted.instead_of, kept_until)
         self.running[instance] = self._of_user.setdefault(instance.uid, {})[instance] = running
         self._of_name.setdefault(instance.name, {})[instance] = supervisor
         task.add_done_callback(partial(self._ended, instance))
@@ -212,7 +219,7 @@ class Roster:
     def stop(self, instances: Iterable[Instance]) -> None:
         """Have them end and release their leases; does not wait for it, and may be repeated meanwhile."""
         for instance in list(instances):
-            supervisor, task, _ = self.running[instance]
+            supervisor, task, *_ = self.running[instance]
             if supervisor.state != "stopping":
                 task.cancel()
 
