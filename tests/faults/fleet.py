@@ -63,7 +63,7 @@ class Replica:
         self.name = name
         self.log = log
         self.port = free_port()
-        self._environ = {**environ, "LISTENERS_REPLICA": name}
+        self._environ = {"LISTENERS_REPLICA": name, **environ}
         self._child: Child | None = None
         self.client = httpx.AsyncClient(
             base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60,

@@ -105,6 +105,8 @@ class Page:
         self.last_event_at = time.monotonic()
         if event["uid"] != self.uid:
             self.breaches.append(f"an event of {event['uid']}")
+        if self._is_stale(event):  # before its id counts as seen: the owner of now may tell the same
+            return
         if event["id"] in self._seen:
             self.duplicates += 1
             return
@@ -112,15 +114,19 @@ class Page:
         if event["type"] == "count.told":
             self.told.append(event["payload"]["n"])
         elif event.get("listener") == LISTENER:
-            self._apply(event["type"], event["payload"]["n"], event.get("fence"))
+            self._apply(event["type"], event["payload"]["n"])
 
-    def _apply(self, type: str, number: int, fence: int | None) -> None:  # noqa: A002 - the field's name
-        if fence is not None:
-            if fence < self._fence:
-                self.breaches.append(f"stale: fence {fence} after {self._fence}")
-                if self._heeds_fences:
-                    return
-            self._fence = max(self._fence, fence)
+    def _is_stale(self, event: dict[str, Any]) -> bool:
+        fence = event.get("fence")
+        if fence is None or event.get("listener") != LISTENER:
+            return False
+        if fence < self._fence:
+            self.breaches.append(f"stale: fence {fence} after {self._fence}")
+            return self._heeds_fences
+        self._fence = fence
+        return False
+
+    def _apply(self, type: str, number: int) -> None:  # noqa: A002 - the field's name
         if type == "count.sync":
             self.number, self.is_synced = number, True
         elif not self.is_synced or self.number is None:
