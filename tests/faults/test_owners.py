@@ -96,34 +96,34 @@ async def pages_at(replica: Replica, uids: Iterable[str], **options: Any) -> Asy
 @asynccontextmanager
 async def growing(fleet: Fleet, uids: Iterable[str], every_s: float = 0.1) -> AsyncIterator[None]:
     """The users' numbers grow for as long as this is entered."""
-    uids = list(uids)
+    uids, over = list(uids), asyncio.Event()
 
     async def grow() -> None:
-        while True:
+        while not over.is_set():  # not cancelled: Python 3.11's `wait_for`, in redis-py, may keep that to itself
             for uid in uids:
                 await fleet.grow(uid)
             await asyncio.sleep(every_s)
 
-    task = asyncio.create_task(grow())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(grow())
+        try:
+            yield
+        finally:
+            over.set()
 
 
 async def lost(fleet: Fleet, pages: dict[str, Page]) -> int:
     """Steps that pages never learn of, the source being quiet: none, once each has its last step."""
-    for uid in pages:
-        await fleet.grow(uid)
-    missing = 0
-    for uid, page in pages.items():
-        number = await fleet.number(uid)
+
+    async def missing(uid: str, page: Page) -> int:
+        number = await fleet.grow(uid)
         try:
-            await page.until(lambda page: page.number == number)  # noqa: B023 - awaited in this turn
+            await page.until(lambda page: page.number == number)
         except TimeoutError:
-            missing += number - (page.number or 0)
-    return missing
+            return number - (page.number or 0)
+        return 0
+
+    return sum(await asyncio.gather(*(missing(uid, page) for uid, page in pages.items())))
 
 
 def fences(page: Page) -> list[int]:
@@ -320,7 +320,7 @@ async def test_a_kill_in_the_middle_of_a_hand_over_loses_nobody(
         third = await fleet.start_one()
         async with asyncio.timeout(60):
             while not await listening(third):
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.01)
         gone = third if killed == "taker" else fleet.replicas[1]
         async with growing(fleet, watched):
             await gone.kill()
