@@ -181,6 +181,7 @@ async def test_every_connection_and_take_over_begins_with_a_sync(own_valkey: Val
                 service.callboard.hub._is_stale = lambda key, fence: False  # type: ignore[method-assign]
         # A process that hangs and wakes up: it listens, and knows of nothing.
         for loop in (*listeners(one)._loops, listeners(one)._members._task):
+            assert loop is not None
             loop.cancel()
         await expire_leases(own_valkey)
         for _ in range(2):  # the other one still counts as alive
