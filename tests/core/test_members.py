@@ -100,6 +100,7 @@ async def test_one_that_goes_silent_is_gone_after_the_beats_it_missed(own_valkey
 
 async def test_one_that_says_it_left_is_gone_at_once_unless_it_beats_on(own_valkey: ValkeyServer) -> None:
     async with member(own_valkey, "one", beat_s=NEVER_S) as one, member(own_valkey, "two", beat_s=NEVER_S) as two:
+        await eventually(lambda: one.members._scores and two.members._scores)  # each has said so once
         await one.members.beat()
         assert "two" in one.ids
         one.members.has_left("two")
