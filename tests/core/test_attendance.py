@@ -341,7 +341,7 @@ async def test_a_thread_goes_to_another_that_has_it_open_at_once(
         else:
             await two.listeners.drain()
         if not telling:
-            await eventually(lambda: not two.listeners.status())
+            await eventually(lambda: not two.listeners._roster._tasks())  # ended, and released
             assert not one.listeners.is_active("ann", "messages")
             await one.listeners._attendance.scan()
         await eventually(lambda: one.listeners.is_active("ann", "messages"))

@@ -113,7 +113,7 @@ async def test_a_thread_is_listened_to_while_it_is_open(own_valkey: ValkeyServer
             assert 0 <= one.metric("callboard_listener_last_event_age_seconds", MESSAGES) < 60
             assert one.listeners.is_active("ann", "messages")
 
-        await eventually(lambda: not one.listeners.status())
+        await eventually(lambda: not one.listeners._roster._tasks())  # ended, and released
         assert chat(one).closed == {"-N1": 1}
         assert await lease_owner(own_valkey, f"{MESSAGES}:acme:-N1", "ann") is None
         assert one.listeners._threads.users() == []
@@ -177,6 +177,7 @@ async def test_stopping_again_and_again_does_not_keep_the_lease(own_valkey: Valk
         while one.listeners.status():
             one.listeners._attendance._check_threads()
             await asyncio.sleep(0)
+        await eventually(lambda: not one.listeners._roster._tasks())
         assert await lease_owner(own_valkey, f"{MESSAGES}:acme:-N1", "ann") is None
         assert one.logged("task_died") == []
 
