@@ -74,6 +74,7 @@ async def test_an_online_user_gets_a_sync_and_then_the_changes(redis_deployment:
 
 async def test_of_two_replicas_exactly_one_runs_a_listener(redis_deployment: Deployment, heard: Heard) -> None:
     async with replica(redis_deployment) as one, replica(redis_deployment) as two:
+        await eventually(lambda: len(one.listeners.members()) == len(two.listeners.members()) == 2)
         for number in range(5):
             await (one if number % 2 else two).presence.register(f"user-{number}", f"tab-{number}")
         await one.presence.register("ann", "tab-a")
@@ -380,6 +381,7 @@ async def test_an_event_that_cannot_be_sent_does_not_end_the_stream(redis_deploy
 
 async def test_other_companies_restart_the_users_listeners(redis_deployment: Deployment, heard: Heard) -> None:
     async with replica(redis_deployment) as one, replica(redis_deployment) as two:
+        await eventually(lambda: len(one.listeners.members()) == len(two.listeners.members()) == 2)
         await one.presence.register("ann", "tab")
         await eventually(lambda: one.listeners.active_count() + two.listeners.active_count() == 2)
         owner = one if one.listeners.is_active("ann", "items") else two

@@ -35,13 +35,13 @@ DEBIANS = "/usr/bin/redis-server"
 """A server that speaks TLS, of the package redis-server."""
 
 LEAST_ACL = (
-    "resetkeys", "~callboard:*", "resetchannels", "&callboard:probe:*", "&user:*", "&msg:*", "&chat:*",
-    "&redis:reply:*",
+    "resetkeys", "~callboard:*", "resetchannels", "&callboard:probe:*", "&callboard:control:*", "&user:*", "&msg:*",
+    "&chat:*", "&redis:reply:*",
     "-@all", "+info", "+cluster|info", "+cluster|slots", "+command", "+asking",
     "+publish", "+subscribe", "+unsubscribe", "+eval", "+evalsha",
     "+get", "+set", "+del", "+exists", "+expire", "+pexpire", "+pttl", "+persist", "+time",
     "+hget", "+hset", "+hsetnx", "+hdel", "+hexists", "+hgetall", "+hmget", "+hincrby",
-    "+zadd", "+zcard", "+zcount", "+zrange", "+zrangebylex", "+zrangebyscore", "+zrem", "+zscore",
+    "+zadd", "+zcard", "+zcount", "+zrange", "+zrangebylex", "+zrangebyscore", "+zrem", "+zremrangebyscore", "+zscore",
     "+sadd", "+scard", "+sismember", "+smembers", "+srem",
 )  # fmt: skip
 """What a service's own user must be allowed, with the channel prefixes as they are by default and no others."""

@@ -1,7 +1,7 @@
 """What replicas tell each other: whose listeners one of them should run now.
 
-Each has a channel of its own, `callboard:replica:{id}`, and all share one, `callboard:replicas`. What is said there
-is a hint, on a bus that loses what it cannot deliver: whoever misses it finds the same at its next scan.
+Each has a channel of its own, `callboard:control:{id}`, and all share `callboard:control:all`. What is said there is a
+hint, on a bus that loses what it cannot deliver: whoever misses it finds the same at its next scan.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from callboard.events.bus import Bus
 from callboard.messages import check_identifier
 from callboard.telemetry import Telemetry
 
-ALL = "callboard:replicas"
+_PREFIX = "callboard:control:"
+ALL = "callboard:control:all"
 
 
 class Told(Struct, omit_defaults=True):
@@ -77,4 +78,4 @@ class Control:
 
     @staticmethod
     def _own(replica: str) -> str:
-        return f"callboard:replica:{replica}"
+        return _PREFIX + replica
