@@ -127,6 +127,23 @@ async def test_metrics(client: httpx.AsyncClient, service: Running) -> None:
     assert 'callboard_rpc_duration_seconds_count{code="OK",method="SICK.work",namespace="SICK"} 1.0' in response.text
 
 
+async def test_tasks_are_counted_when_the_metrics_are_read(client: httpx.AsyncClient, service: Running) -> None:
+    before = await tasks_of(client)
+    idle = [asyncio.create_task(asyncio.Event().wait()) for _ in range(50)]
+    try:
+        assert await tasks_of(client) - before > 40
+    finally:
+        for task in idle:
+            task.cancel()
+        await asyncio.wait(idle)
+    assert await tasks_of(client) - before < 10
+
+
+async def tasks_of(client: httpx.AsyncClient) -> float:
+    lines = (await client.get("/metrics")).text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("callboard_tasks "))
+
+
 async def test_metrics_behind_a_token(own_valkey: ValkeyServer) -> None:
     environ = {
         "LISTENERS_REDIS_HOST": "127.0.0.1",

@@ -126,7 +126,9 @@ class Health:
             given = request.headers.get("authorization", "").encode("latin-1", "replace")
             if not hmac.compare_digest(given, b"Bearer " + token.reveal().encode("utf-8", "surrogateescape")):
                 return _refusal(Unauthenticated())
-        return Response(generate_latest(self._host.telemetry.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        metrics = self._host.telemetry.metrics
+        metrics.tasks.set(len(asyncio.all_tasks()))  # a walk over all of them: not every second
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def show_version(self, _: Request) -> Response:
         plugins = {plugin.name: plugin.version for plugin in self._plugins.all}

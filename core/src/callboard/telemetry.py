@@ -134,6 +134,7 @@ class Metrics:
         self.event_loop_lag = Gauge(
             "callboard_event_loop_lag_seconds", "How late the event loop ran its last tick", registry=r
         )
+        self.tasks = Gauge("callboard_tasks", "Tasks of the event loop, counted when this is read", registry=r)
         self.plugin_up = Gauge("callboard_plugin_up", "1 when the plugin serves", ["plugin", "version"], registry=r)
         self.build_info = Info("callboard_build", "What is running", registry=r)
 
