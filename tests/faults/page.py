@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from faults.fleet import TOKEN
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 LISTENER = "ledger.numbers"
@@ -57,6 +57,7 @@ class Page:
         self.longest_pause_s = longest_pause_s
         self._seen: set[str] = set()
         self._fence = 0
+        self._socket: ClientConnection | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -76,27 +77,42 @@ class Page:
             while not condition(self):
                 await asyncio.sleep(0.005)
 
+    def drop(self) -> None:
+        """Cut its connection as a network does: no close frame, no code."""
+        if self._socket is not None:
+            self._socket.transport.abort()
+
+    def opened(self) -> None:
+        """A connection is there."""
+        self.is_connected, self.is_synced = True, False
+        self.connects += 1
+
+    def ended(self, code: int | None) -> None:
+        """The connection is over, with this close code; None: the page has left."""
+        self.is_connected = self.is_synced = False
+        self.closed_at = time.monotonic()
+
     async def _stay_connected(self) -> None:
         while True:
+            code: int | None = None
             try:
                 async with connect(
                     self._url() + self._query,
                     additional_headers={"Authorization": f"Bearer {self._token}"}, proxy=None, open_timeout=20,
-                ) as socket:  # fmt: skip
-                    self.is_connected, self.is_synced = True, False
-                    self.connects += 1
-                    async for text in socket:
+                ) as self._socket:  # fmt: skip
+                    self.opened()
+                    async for text in self._socket:
                         self.take(json.loads(text))
-                self.closed.append(socket.close_code or 1006)
+                code = self._socket.close_code or 1006
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError) as error:
                 code = error.rcvd.code if isinstance(error, ConnectionClosed) and error.rcvd else 1006
-                self.closed.append(code)
-                if code >= 3500:
-                    self.breaches.append(f"closed for good: {code}")
-                    return
             finally:
-                self.is_connected = self.is_synced = False
-                self.closed_at = time.monotonic()
+                if self.is_connected:
+                    self.ended(code)
+            self.closed.append(code)
+            if code >= 3500:
+                self.breaches.append(f"closed for good: {code}")
+                return
             await asyncio.sleep(random.uniform(0, self.longest_pause_s))
 
     def take(self, event: dict[str, Any]) -> None:
