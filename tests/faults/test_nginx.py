@@ -37,7 +37,7 @@ async def test_calls_and_sockets_go_through_and_a_dead_replica_is_left_alone(own
     async with Fleet(own_valkey, count=3) as fleet, Nginx([each.port for each in fleet.replicas]) as nginx:
         async with client_of(nginx) as client, Page("ann", lambda: nginx.ws_url) as page:
             async with asyncio.timeout(20):
-                seen = set()
+                seen: set[str] = set()
                 while len(seen) < 3:
                     seen.add(await who(client))
             await page.until(lambda page: page.number == 0)
@@ -66,7 +66,7 @@ async def test_a_call_whose_replica_dies_is_not_sent_to_another(own_valkey: Valk
             async with asyncio.timeout(20):
                 while not await fleet.executions("a"):
                     await asyncio.sleep(0.01)
-            (name,) = await fleet.truth.lrange("ran:a", 0, -1)  # type: ignore[misc]
+            (name,) = await fleet.truth.lrange("ran:a", 0, -1)
             await next(each for each in fleet.replicas if each.name == name).kill()
             answer = await calling
             assert answer.status_code == (200 if resends else 502)

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from faults.soak.history import Any, Attempt, Began, Ended, Invoke, Ran
+from faults.soak.history import Attempt, Began, Ended, Entry, Invoke, Ran
 from faults.soak.verdict import Violation
 
 RETRY_SAFE = {"LEDGER.put"}
@@ -36,7 +36,7 @@ class Op:
         return [attempt for attempt in self.attempts if attempt.code == "OK"]
 
 
-def ops_of(records: Sequence[Any]) -> dict[str, Op]:
+def ops_of(records: Sequence[Entry]) -> dict[str, Op]:
     ops: dict[str, Op] = {}
     for record in records:
         match record:
@@ -52,7 +52,7 @@ def ops_of(records: Sequence[Any]) -> dict[str, Op]:
 class Faults:
     """When something was broken, and when Redis forgot."""
 
-    def __init__(self, records: Sequence[Any]) -> None:
+    def __init__(self, records: Sequence[Entry]) -> None:
         open_: dict[tuple[str, str], float] = {}
         self.spans: list[tuple[float, float]] = []
         self.forgot: list[tuple[float, float]] = []
@@ -80,7 +80,7 @@ class Faults:
         return sum(began <= until and ended >= since for began, ended in self.forgot)
 
 
-def check_calls(records: Sequence[Any]) -> Iterator[Violation]:
+def check_calls(records: Sequence[Entry]) -> Iterator[Violation]:
     """Writes: acknowledged ones are there, none ran twice, and no answer lies."""
     faults = Faults(records)
     for op in ops_of(records).values():
@@ -105,7 +105,7 @@ def _check_answers(op: Op, faults: Faults) -> Iterator[Violation]:
             yield Violation("a replay that differs", op.invoke.op, f"{one.data}, then {other.data}")
     unknown = [attempt for attempt in op.attempts if attempt.unknown]
     for answer in op.answers:
-        if unknown and unknown[0].end < answer.t and not faults.forgets_in(unknown[0].t, answer.end):
+        if unknown and unknown[0].end <= answer.t and not faults.forgets_in(unknown[0].t, answer.end):
             yield Violation("an answer after an unknown outcome", op.invoke.op, f"{answer.data} at {answer.end}")
     if op.invoke.method == "LEDGER.read":
         for answer in op.answers:
@@ -135,7 +135,7 @@ def _check_runs(op: Op, faults: Faults) -> Iterator[Violation]:
         yield Violation("a write that ran too often", key, f"{runs} times, {allowed} allowed")
 
 
-def figures_of_calls(records: Sequence[Any]) -> dict[str, float | int]:
+def figures_of_calls(records: Sequence[Entry]) -> dict[str, float | int]:
     ops = ops_of(records)
     attempts = [attempt for op in ops.values() for attempt in op.attempts]
     writes = [op for op in ops.values() if op.invoke.method in WRITES and op.ran]

@@ -11,18 +11,18 @@ from pathlib import Path
 
 from faults.soak import history
 from faults.soak.calls import check_calls
-from faults.soak.history import Any, Closed, Left, Owned, Stopped
+from faults.soak.history import Closed, Entry, Left, Owned, Stopped
 from faults.soak.screens import check_screens
 from faults.soak.slopes import check_slopes
 from faults.soak.verdict import Violation
 
 
-def check(records: Sequence[Any]) -> list[Violation]:
+def check(records: Sequence[Entry]) -> list[Violation]:
     """Everything that the records, in order of time, show to be wrong."""
     return [*check_calls(records), *check_screens(records), *_check_rest(records), *check_slopes(records)]
 
 
-def _check_rest(records: Sequence[Any]) -> Iterator[Violation]:
+def _check_rest(records: Sequence[Entry]) -> Iterator[Violation]:
     """What is so when the faults are over: one owner for each user, and nothing left when they have gone."""
     for record in records:
         match record:

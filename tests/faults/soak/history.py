@@ -12,10 +12,12 @@ import msgspec
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
+    """What all have in common: when."""
+
     t: float
 
 
-class Invoke(Record, tag="invoke"):
+class Invoke(Record, frozen=True, tag="invoke"):
     """A call begins; `op` is its idempotency key, and the name of what it writes. `n`: what it writes or tells."""
 
     op: str
@@ -24,10 +26,10 @@ class Invoke(Record, tag="invoke"):
     n: int = 0
 
 
-class Attempt(Record, tag="attempt"):
-    """One sending of a call, begun at `t` and over at `end`. `code`: OK, an error's code, `HTTP 502`, `LOST` (no answer).
+class Attempt(Record, frozen=True, tag="attempt"):
+    """One sending of a call, begun at `t` and over at `end`.
 
-    `unknown`: the answer says so, by `details.outcome`.
+    `code`: OK, an error's code, `HTTP 502`, or `LOST`: no answer. `unknown`: the answer says so, by `details.outcome`.
     """
 
     op: str
@@ -38,7 +40,7 @@ class Attempt(Record, tag="attempt"):
     unknown: bool = False
 
 
-class Ran(Record, tag="ran"):
+class Ran(Record, frozen=True, tag="ran"):
     """How often a write really ran, and what its name has in the end, as the source tells when all is over."""
 
     op: str
@@ -46,24 +48,24 @@ class Ran(Record, tag="ran"):
     value: int | None = None
 
 
-class Grown(Record, tag="grown"):
+class Grown(Record, frozen=True, tag="grown"):
     """The number of a user in the source became `n`, at `t` at the latest."""
 
     user: str
     n: int
 
 
-class Opened(Record, tag="opened"):
+class Opened(Record, frozen=True, tag="opened"):
     screen: int
     user: str
 
 
-class Closed(Record, tag="closed"):
+class Closed(Record, frozen=True, tag="closed"):
     screen: int
     code: int
 
 
-class Heard(Record, tag="heard"):
+class Heard(Record, frozen=True, tag="heard"):
     """An event reached a screen. `uid` is who it says it is for."""
 
     screen: int
@@ -75,7 +77,7 @@ class Heard(Record, tag="heard"):
     listener: str | None = None
 
 
-class Began(Record, tag="began"):
+class Began(Record, frozen=True, tag="began"):
     """A fault. `forgets`: Redis loses what it had, as delivery.md grants it may."""
 
     fault: str
@@ -83,19 +85,19 @@ class Began(Record, tag="began"):
     forgets: bool = False
 
 
-class Ended(Record, tag="ended"):
+class Ended(Record, frozen=True, tag="ended"):
     fault: str
     target: str
 
 
-class Stopped(Record, tag="stopped"):
+class Stopped(Record, frozen=True, tag="stopped"):
     """A replica was told to stop, and did with this exit status."""
 
     replica: str
     status: int
 
 
-class Sample(Record, tag="sample"):
+class Sample(Record, frozen=True, tag="sample"):
     """What one life of a replica's process costs."""
 
     replica: str
@@ -106,28 +108,30 @@ class Sample(Record, tag="sample"):
     tasks: int
 
 
-class Quiet(Record, tag="quiet"):
+class Quiet(Record, frozen=True, tag="quiet"):
     """The faults are over, and so are the writes: from here on every screen has to show its user's number."""
 
     numbers: dict[str, int]
 
 
-class Owned(Record, tag="owned"):
+class Owned(Record, frozen=True, tag="owned"):
     """Who runs the listener of an online user when all is quiet: the replicas that say so."""
 
     user: str
     replicas: list[str]
 
 
-class Left(Record, tag="left"):
+class Left(Record, frozen=True, tag="left"):
     """What is in Redis after everybody has left, and should not be."""
 
     key: str
     why: str
 
 
-Any = Invoke | Attempt | Ran | Grown | Opened | Closed | Heard | Began | Ended | Stopped | Sample | Quiet | Owned | Left
-_decoder = msgspec.json.Decoder(Any)
+Entry = (
+    Invoke | Attempt | Ran | Grown | Opened | Closed | Heard | Began | Ended | Stopped | Sample | Quiet | Owned | Left
+)  # fmt: skip
+_decoder = msgspec.json.Decoder(Entry)
 
 
 class History:
@@ -141,7 +145,7 @@ class History:
     def now(self) -> float:
         return round(time.monotonic() - self._began, 4)
 
-    def add(self, record: Any) -> None:
+    def add(self, record: Entry) -> None:
         assert self._file is not None
         self._file.write(msgspec.json.encode(record) + b"\n")
 
@@ -157,6 +161,6 @@ class History:
         self._file.close()
 
 
-def read(lines: Iterable[bytes]) -> Iterator[Any]:
+def read(lines: Iterable[bytes]) -> Iterator[Entry]:
     """The records of a history, in their order."""
     return map(_decoder.decode, lines)

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import json
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx
@@ -216,7 +216,7 @@ class Load:
             await self._rest(self._rng.uniform(0, 15), self._left)
 
     @contextlib.asynccontextmanager
-    async def _screen(self, user: str) -> Any:
+    async def _screen(self, user: str) -> AsyncIterator[Screen]:
         async with Screen(next(self._numbers), user, lambda: self._ws_url, self._history) as screen:
             self.screens.append(screen)
             try:

@@ -34,7 +34,10 @@ class Nemesis:
         only: Sequence[str] = (),
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`length` scales how long faults last; `rest_s` is the range of the time between two; `only` names the faults to choose from."""
+        """`length` scales how long faults last; `rest_s` is the range of the time between two.
+
+        `only` names the faults to choose from; all of them when it is empty.
+        """
         self._fleet = fleet
         self._redis = redis
         self._proxies = proxies

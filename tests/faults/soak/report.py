@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from faults.soak.calls import figures_of_calls
-from faults.soak.history import Any, Began
+from faults.soak.history import Began, Entry
 from faults.soak.screens import figures_of_screens
 from faults.soak.slopes import FLAT_PER_HOUR, Slope, slopes_of
 from faults.soak.verdict import Violation
@@ -15,37 +15,40 @@ _SHOWN = 20
 _MIB = 1024 * 1024
 
 
-def figures_of(records: Sequence[Any]) -> dict[str, float | int]:
+def figures_of(records: Sequence[Entry]) -> dict[str, float | int]:
     """The figures of a run, by name."""
     faults = sum(isinstance(record, Began) for record in records)
     return {"faults": faults, **figures_of_calls(records), **figures_of_screens(records)}
 
 
-def report_of(records: Sequence[Any], violations: Sequence[Violation]) -> str:
+def report_of(records: Sequence[Entry], violations: Sequence[Violation]) -> str:
     parts = [_faults(records), _figures(records), _slopes(records), _violations(violations)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _faults(records: Sequence[Any]) -> str:
+def _faults(records: Sequence[Entry]) -> str:
     counted = Counter(record.fault for record in records if isinstance(record, Began))
     return "\n".join(["| fault | times |", "|---|---|", *(f"| {name} | {n} |" for name, n in sorted(counted.items()))])
 
 
-def _figures(records: Sequence[Any]) -> str:
+def _figures(records: Sequence[Entry]) -> str:
     lines = ["| figure | |", "|---|---|"]
     for name, value in figures_of(records).items():
         lines.append(f"| {name} | {value:.3f} |" if isinstance(value, float) else f"| {name} | {value} |")
     return "\n".join(lines)
 
 
-def _slopes(records: Sequence[Any]) -> str:
-    lines = ["| replica | process lived | grows an hour | by | counts as flat |", "|---|---|---|---|---|"]
-    for slope in slopes_of(records):
-        lines.append(
-            f"| {slope.replica} | {slope.seconds:.0f} s | {slope.measure} | {_told(slope)} "
-            f"| ≤ {_scaled(slope.measure, FLAT_PER_HOUR[slope.measure])} |"
-        )
-    return "\n".join(lines) if len(lines) > 2 else "no process lived long enough for a slope"
+def _slopes(records: Sequence[Entry]) -> str:
+    rows = [
+        f"| {slope.replica} | {slope.seconds:.0f} s | {slope.measure} | {_told(slope)} "
+        f"| ≤ {_scaled(slope.measure, FLAT_PER_HOUR[slope.measure])} |"
+        for slope in slopes_of(records)
+    ]
+    if not rows:
+        return "no process lived long enough for a slope"
+    return "\n".join(
+        ["| replica | measured for | grows an hour | by | counts as flat |", "|---|---|---|---|---|", *rows]
+    )
 
 
 def _told(slope: Slope) -> str:

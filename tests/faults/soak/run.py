@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import random
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from faults.fleet import Fleet
 from faults.nginx import Nginx
 from faults.soak import history as histories
 from faults.soak.checker import check
-from faults.soak.history import Any, History, Left, Owned, Quiet, Ran, Stopped
+from faults.soak.history import Entry, History, Left, Owned, Quiet, Ran, Stopped
 from faults.soak.load import Load
 from faults.soak.nemesis import Nemesis
 from faults.soak.remains import is_settled, remains
@@ -45,7 +46,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    records: list[Any]
+    records: list[Entry]
     violations: list[Violation]
 
 
@@ -144,7 +145,7 @@ async def _eventually(condition: Callable[[], Awaitable[bool]], within_s: float)
 
 
 @contextlib.asynccontextmanager
-async def _meanwhile(work: Any) -> Any:
+async def _meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """`work` runs for the length of the block; what it dies of is raised at its end."""
     task = asyncio.create_task(work)
     try:

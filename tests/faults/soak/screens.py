@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from faults.soak.calls import Faults, Op, ops_of
-from faults.soak.history import Any, Closed, Grown, Heard, Opened, Quiet
+from faults.soak.history import Closed, Entry, Grown, Heard, Opened, Quiet
 from faults.soak.verdict import Violation
 
 # After a fault's end: its replica's sockets are back, its listeners taken over, the bus proved, all on a busy machine.
@@ -27,7 +27,7 @@ class Connection:
     heard: list[Heard] = field(default_factory=list)
 
 
-def connections_of(records: Sequence[Any]) -> list[Connection]:
+def connections_of(records: Sequence[Entry]) -> list[Connection]:
     found: list[Connection] = []
     open_: dict[int, Connection] = {}
     for record in records:
@@ -76,7 +76,7 @@ class Shown:
         self.number = max(self.number, event.n)
 
 
-def check_screens(records: Sequence[Any]) -> Iterator[Violation]:
+def check_screens(records: Sequence[Entry]) -> Iterator[Violation]:
     """Events: a user's own, in order, a sync before any change; and in the end every screen shows what is so."""
     connections = connections_of(records)
     notified = {op.invoke.n: op for op in ops_of(records).values() if op.invoke.method == "LEDGER.notify"}
@@ -119,7 +119,7 @@ def _was_awaited(op: Op) -> bool:
     return len(op.attempts) == 1 and op.attempts[0].code == "OK"
 
 
-def _check_quiet(records: Sequence[Any], connections: Sequence[Connection]) -> Iterator[Violation]:
+def _check_quiet(records: Sequence[Entry], connections: Sequence[Connection]) -> Iterator[Violation]:
     for quiet in (record for record in records if isinstance(record, Quiet)):
         for connection in connections:
             if not connection.opened < quiet.t <= connection.closed:
@@ -136,7 +136,7 @@ def _check_quiet(records: Sequence[Any], connections: Sequence[Connection]) -> I
 
 @dataclass(frozen=True)
 class Lateness:
-    """How long a screen did not show a change. `calm`: nothing was broken before, or meanwhile."""
+    """How long a screen did not show a change. `calm`: nothing was broken, by when it was due."""
 
     connection: Connection
     grown: Grown
@@ -144,8 +144,8 @@ class Lateness:
     calm: bool
 
 
-def lateness_of(records: Sequence[Any], connections: Sequence[Connection]) -> Iterator[Lateness]:
-    """For each change and each screen that was there from before it until it showed it, or until it had been there long."""
+def lateness_of(records: Sequence[Entry], connections: Sequence[Connection]) -> Iterator[Lateness]:
+    """For each change and each connection that was there before: until it is shown, or the end, if that is late."""
     faults = Faults(records)
     grown: dict[str, list[Grown]] = defaultdict(list)
     for record in records:
@@ -159,18 +159,22 @@ def lateness_of(records: Sequence[Any], connections: Sequence[Connection]) -> It
                 continue
             shown.take(event)
             while at < len(steps) and shown.number is not None and steps[at].n <= shown.number:
-                seconds = max(0.0, event.t - steps[at].t)
-                calm = not faults.any_in(steps[at].t - RECOVERY_S, event.t)
-                yield Lateness(connection, steps[at], seconds, calm)
+                yield _late(connection, steps[at], event.t, faults)
                 at += 1
         last = records[-1].t if records else 0.0
         for step in steps[at:]:
             until = min(connection.closed, last)
             if until - step.t > LATE_S:
-                yield Lateness(connection, step, until - step.t, not faults.any_in(step.t - RECOVERY_S, until))
+                yield _late(connection, step, until, faults)
 
 
-def _check_lateness(records: Sequence[Any], connections: Sequence[Connection]) -> Iterator[Violation]:
+def _late(connection: Connection, step: Grown, shown_at: float, faults: Faults) -> Lateness:
+    due = min(shown_at, step.t + LATE_S)
+    calm = not faults.any_in(step.t - RECOVERY_S, due)
+    return Lateness(connection, step, max(0.0, shown_at - step.t), calm)
+
+
+def _check_lateness(records: Sequence[Entry], connections: Sequence[Connection]) -> Iterator[Violation]:
     """ "Never wrong for longer than it is away": when nothing is broken nobody is away who is connected."""
     worst: dict[int, Lateness] = {}
     for late in lateness_of(records, connections):
@@ -182,7 +186,7 @@ def _check_lateness(records: Sequence[Any], connections: Sequence[Connection]) -
         yield Violation("wrong without having been away", f"screen {screen} of {late.connection.user}", what)
 
 
-def figures_of_screens(records: Sequence[Any]) -> dict[str, float | int]:
+def figures_of_screens(records: Sequence[Entry]) -> dict[str, float | int]:
     connections = connections_of(records)
     late = list(lateness_of(records, connections))
     calm = sorted(one.seconds for one in late if one.calm)

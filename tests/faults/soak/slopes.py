@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from faults.soak.history import Any, Sample
+from faults.soak.history import Entry, Sample
 from faults.soak.verdict import Violation
 
 # A process's first minutes fill caches and allocators' arenas.
@@ -47,7 +47,7 @@ def fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return slope, (residual / (n - 2) / spread) ** 0.5
 
 
-def slopes_of(records: Sequence[Any]) -> Iterator[Slope]:
+def slopes_of(records: Sequence[Entry]) -> Iterator[Slope]:
     """Of every life that was long enough."""
     lives: dict[tuple[str, int], list[Sample]] = defaultdict(list)
     for record in records:
@@ -62,7 +62,7 @@ def slopes_of(records: Sequence[Any]) -> Iterator[Slope]:
             yield Slope(replica, pid, measure, slope, error, len(warm), warm[-1].t - warm[0].t)
 
 
-def check_slopes(records: Sequence[Any]) -> Iterator[Violation]:
+def check_slopes(records: Sequence[Entry]) -> Iterator[Violation]:
     for slope in slopes_of(records):
         if not slope.is_flat:
             what = f"{slope.measure} grow by {slope.per_hour:.4g} ± {slope.error_per_hour:.2g} an hour"
