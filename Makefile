@@ -1,17 +1,18 @@
 # `make help` lists the targets. People and CI use the same ones.
 PYTHON ?= python3
 PORT ?= 8080
+MINUTES ?= 30
 VENV := .venv
 BIN := $(VENV)/bin
 DISTRIBUTIONS := core local plugins/firebase plugins/firebase_management plugins/firebase_realtime plugins/registry plugins/workflow_listener
 EDITABLE := $(foreach d,$(DISTRIBUTIONS),-e ./$(d))
 INSTALL := ./scripts/install $(BIN)
-NEEDS_MORE := emulator or tls or browser or faults
+NEEDS_MORE := emulator or tls or browser or faults or nginx
 PYTEST := $(BIN)/python -m pytest $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0,) $(ARGS)
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help run test test-all faults wheels lint types format bench coverage pins clean
+.PHONY: help run test test-all faults soak wheels lint types format bench coverage pins clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +30,9 @@ faults: $(VENV)/.dev ## the fault matrix, as a table with what was measured
 	@mkdir -p .artifacts
 	set -o pipefail; $(PYTEST) -m "fault or faults" | tee .artifacts/faults.txt
 	cd tests && ../$(BIN)/python -m faults.matrix < ../.artifacts/faults.txt
+
+soak: $(VENV)/.dev ## faults at random under load, behind nginx, and a checker (MINUTES=30, SEED=…)
+	cd tests && ../$(BIN)/python -m faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED),)
 
 wheels: $(VENV)/.dev ## build every wheel; test each plugin with its declared dependencies alone
 	./scripts/test-wheels $(BIN)

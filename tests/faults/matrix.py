@@ -39,6 +39,7 @@ ROWS = {
     26: "attacks on the raw socket",
     27: "authorisation: tokens, tickets, origins, other users'",
     28: "leakage of secrets; garbage planted in Redis",
+    29: "all of it at random, under load, behind nginx",
 }
 _PREFIX = "FAULT "
 _ABOUT = ("row", "control", "test", "outcome")

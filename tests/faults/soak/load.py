@@ -53,7 +53,8 @@ class Load:
     """`async with Load(…) as load: … await load.stop()`: nobody calls any more; the screens stay to the block's end.
 
     Each user has a screen that stays, and every other user one that comes and goes; users without a screen come and go
-    whole. `callers` is how many calls are under way at most.
+    whole. `callers` is how many calls are under way at most, `slow` the share of them that take long. `keyed=False`:
+    a control, in which a retry is a new call.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class Load:
         users: int = 24,
         callers: int = 8,
         think_s: float = 0.3,
+        slow: float = 0.15,
+        keyed: bool = True,
     ) -> None:
         self.users = [f"user{number}" for number in range(users)]
         self.screens: list[Screen] = []
@@ -78,6 +81,8 @@ class Load:
         self._rng = rng
         self._callers = callers
         self._think_s = think_s
+        self._slow = slow
+        self._keyed = keyed
         self._numbers = itertools.count(1)
         self._stopping = asyncio.Event()
         self._left = asyncio.Event()
@@ -137,7 +142,7 @@ class Load:
 
     async def _call_something(self) -> None:
         user, kind = self._rng.choice(self.users), self._rng.random()
-        hold_s = self._rng.uniform(0.2, 3) if self._rng.random() < 0.15 else 0.0
+        hold_s = self._rng.uniform(0.2, 3) if self._rng.random() < self._slow else 0.0
         if kind < 0.45:
             await self.call("LEDGER.append", user, keyed=True, hold_s=hold_s)
         elif kind < 0.65:
@@ -170,11 +175,11 @@ class Load:
         op = f"{method.partition('.')[2]}-{next(self._numbers)}"
         self._history.add(Invoke(t=self._history.now(), op=op, method=method, user=user, n=n))
         call = {"method": method, "user_id": user, "timeout_ms": _TIMEOUT_MS, "args": args, "kwargs": kwargs}
-        if keyed:
+        if method in WRITES:
+            self.ops.append(op)
+            kwargs["name"] = op
+        if keyed := keyed and self._keyed:
             call["idempotency_key"] = op
-            if method in WRITES:
-                self.ops.append(op)
-                kwargs["name"] = op
         answered = False
         for number in range(_ATTEMPTS):
             attempt = await self._send(op, call)

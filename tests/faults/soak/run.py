@@ -34,7 +34,10 @@ ENVIRON = {"LISTENERS_TTL_SECONDS": "30", "LISTENERS_HEARTBEAT_INTERVAL": "10"}
 
 @dataclass(frozen=True)
 class Plan:
-    """`only`: the faults to choose from, by name; all of them when empty. `length` scales how long they last."""
+    """`only`: the faults to choose from, by name; all of them when empty. `length` scales how long they last.
+
+    `keyed=False` is a control: clients who retry without idempotency keys. `slow` is the share of calls that take long.
+    """
 
     seed: int
     seconds: float
@@ -42,6 +45,9 @@ class Plan:
     rest_s: tuple[float, float] = (10.0, 60.0)
     length: float = 1.0
     only: tuple[str, ...] = ()
+    callers: int = 8
+    slow: float = 0.15
+    keyed: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,10 @@ class _Run:
             stack.callback(_keep_logs, fleet, plan.folder)
             nginx = await stack.enter_async_context(Nginx([replica.port for replica in fleet.replicas]))
             await stack.enter_async_context(_meanwhile(sample(fleet, history)))
-            load = Load(fleet, history, nginx.url, nginx.ws_url, random.Random(plan.seed))
+            load = Load(
+                fleet, history, nginx.url, nginx.ws_url, random.Random(plan.seed),
+                callers=plan.callers, slow=plan.slow, keyed=plan.keyed,
+            )  # fmt: skip
             await stack.enter_async_context(load)
             nemesis = Nemesis(
                 fleet, redis, proxies, load, history, random.Random(plan.seed), length=plan.length,
