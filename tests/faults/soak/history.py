@@ -98,7 +98,10 @@ class Stopped(Record, frozen=True, tag="stopped"):
 
 
 class Sample(Record, frozen=True, tag="sample"):
-    """What one life of a replica's process costs."""
+    """What one life of a replica's process costs, and what it has to do.
+
+    `fds` without those of `redis`, its connections to Redis: a pool, which keeps as many as were once needed.
+    """
 
     replica: str
     pid: int
@@ -106,6 +109,9 @@ class Sample(Record, frozen=True, tag="sample"):
     threads: int
     fds: int
     tasks: int
+    redis: int
+    sockets: int
+    listeners: int
 
 
 class Quiet(Record, frozen=True, tag="quiet"):

@@ -66,9 +66,9 @@ class Load:
         rng: random.Random,
         *,
         users: int = 24,
-        callers: int = 8,
+        callers: int = 10,
         think_s: float = 0.3,
-        slow: float = 0.15,
+        slow: float = 0.25,
         keyed: bool = True,
     ) -> None:
         self.users = [f"user{number}" for number in range(users)]

@@ -30,7 +30,7 @@ class Nemesis:
         rng: random.Random,
         *,
         length: float = 1.0,
-        rest_s: tuple[float, float] = (10.0, 60.0),
+        rest_s: tuple[float, float] = (10.0, 45.0),
         only: Sequence[str] = (),
         report: Callable[[str], None] = lambda _: None,
     ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from faults.soak.calls import figures_of_calls
 from faults.soak.history import Began, Entry
 from faults.soak.screens import figures_of_screens
-from faults.soak.slopes import FLAT_PER_HOUR, Slope, slopes_of
+from faults.soak.slopes import FLAT, Slope, most_redis_connections, slopes_of
 from faults.soak.verdict import Violation
 
 _SHOWN = 20
@@ -18,7 +18,8 @@ _MIB = 1024 * 1024
 def figures_of(records: Sequence[Entry]) -> dict[str, float | int]:
     """The figures of a run, by name."""
     faults = sum(isinstance(record, Began) for record in records)
-    return {"faults": faults, **figures_of_calls(records), **figures_of_screens(records)}
+    figures = {"faults": faults, **figures_of_calls(records), **figures_of_screens(records)}
+    return {**figures, "redis_connections_max": most_redis_connections(records)}
 
 
 def report_of(records: Sequence[Entry], violations: Sequence[Violation]) -> str:
@@ -40,23 +41,20 @@ def _figures(records: Sequence[Entry]) -> str:
 
 def _slopes(records: Sequence[Entry]) -> str:
     rows = [
-        f"| {slope.replica} | {slope.seconds:.0f} s | {slope.measure} | {_told(slope)} "
-        f"| ≤ {_scaled(slope.measure, FLAT_PER_HOUR[slope.measure])} |"
+        f"| {slope.replica} | {slope.seconds:.0f} s | {slope.measure} "
+        f"| {_scaled(slope, slope.grown)} ± {_scaled(slope, slope.error)} "
+        f"| ≤ {_scaled(slope, FLAT[slope.measure].within(slope.seconds))} |"
         for slope in slopes_of(records)
     ]
     if not rows:
         return "no process lived long enough for a slope"
     return "\n".join(
-        ["| replica | measured for | grows an hour | by | counts as flat |", "|---|---|---|---|---|", *rows]
+        ["| replica | measured for | measure | grew by | counts as flat |", "|---|---|---|---|---|", *rows]
     )
 
 
-def _told(slope: Slope) -> str:
-    return f"{_scaled(slope.measure, slope.per_hour)} ± {_scaled(slope.measure, slope.error_per_hour)}"
-
-
-def _scaled(measure: str, value: float) -> str:
-    return f"{value / _MIB:.2f} MiB" if measure == "rss" else f"{value:.2f}"
+def _scaled(slope: Slope, value: float) -> str:
+    return f"{value / _MIB:.2f} MiB" if slope.measure == "rss" else f"{value:.1f}"
 
 
 def _violations(violations: Sequence[Violation]) -> str:

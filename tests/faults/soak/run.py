@@ -42,11 +42,11 @@ class Plan:
     seed: int
     seconds: float
     folder: Path
-    rest_s: tuple[float, float] = (10.0, 60.0)
+    rest_s: tuple[float, float] = (10.0, 45.0)
     length: float = 1.0
     only: tuple[str, ...] = ()
-    callers: int = 8
-    slow: float = 0.15
+    callers: int = 10
+    slow: float = 0.25
     keyed: bool = True
 
 
@@ -83,7 +83,7 @@ class _Run:
             fleet = await stack.enter_async_context(Fleet(*proxies, environ=ENVIRON))
             stack.callback(_keep_logs, fleet, plan.folder)
             nginx = await stack.enter_async_context(Nginx([replica.port for replica in fleet.replicas]))
-            await stack.enter_async_context(_meanwhile(sample(fleet, history)))
+            await stack.enter_async_context(_meanwhile(sample(fleet, proxies, history)))
             load = Load(
                 fleet, history, nginx.url, nginx.ws_url, random.Random(plan.seed),
                 callers=plan.callers, slow=plan.slow, keyed=plan.keyed,

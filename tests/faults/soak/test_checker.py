@@ -200,9 +200,10 @@ WRONG = {
     "a replica that did not stop well": [Story().say(Stopped(t=1, replica="r1", status=-9))],
     "a socket closed for good": [Story().open().close(3500)],
     "a process that grows": [
-        Story().say(*samples(600, fds_per_s=1 / 60)),
+        Story().say(*samples(600, fds_per_s=1 / 20)),
         Story().say(*samples(600, rss_per_s=40_000)),
     ],
+    "too many connections to Redis": [Story().say(*samples(30, redis=90))],
 }  # fmt: skip
 
 

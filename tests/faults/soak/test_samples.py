@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import socket
+
+from faults.soak.samples import connections_to
+
+
+def test_connections_to_a_port_are_counted_from_the_client_s_side() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert connections_to(port) == 0
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            accepted, _ = server.accept()
+            assert connections_to(port) == 1
+            accepted.close()
+            assert client.recv(1) == b""  # it is half-closed now, and still there
+            assert connections_to(port) == 1
