@@ -11,7 +11,7 @@ from pathlib import Path
 
 from faults.soak import history
 from faults.soak.calls import check_calls
-from faults.soak.history import Closed, Entry, Left, Owned, Stopped
+from faults.soak.history import Closed, Entry, Left, Online, Owned, Stopped
 from faults.soak.screens import check_screens
 from faults.soak.slopes import check_slopes
 from faults.soak.verdict import Violation
@@ -28,6 +28,9 @@ def _check_rest(records: Sequence[Entry]) -> Iterator[Violation]:
         match record:
             case Owned(user=user, replicas=replicas) if len(replicas) != 1:
                 yield Violation("a listener without exactly one owner", user, ", ".join(replicas) or "nobody")
+            case Online(expected=expected, users=users) if set(expected) != set(users):
+                wrong = ", ".join(sorted(set(expected) ^ set(users)))
+                yield Violation("presence that is wrong", wrong, f"{len(users)} online, {len(expected)} have a screen")
             case Stopped(replica=replica, status=status) if status != 0:
                 yield Violation("a replica that did not stop well", replica, f"exit status {status}")
             case Closed(screen=screen, code=code) if code >= 3500:

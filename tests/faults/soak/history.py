@@ -127,6 +127,13 @@ class Owned(Record, frozen=True, tag="owned"):
     replicas: list[str]
 
 
+class Online(Record, frozen=True, tag="online"):
+    """Who has a screen when all is quiet, and who is online, as presence says."""
+
+    expected: list[str]
+    users: list[str]
+
+
 class Left(Record, frozen=True, tag="left"):
     """What is in Redis after everybody has left, and should not be."""
 
@@ -135,7 +142,8 @@ class Left(Record, frozen=True, tag="left"):
 
 
 Entry = (
-    Invoke | Attempt | Ran | Grown | Opened | Closed | Heard | Began | Ended | Stopped | Sample | Quiet | Owned | Left
+    Invoke | Attempt | Ran | Grown | Opened | Closed | Heard | Began | Ended | Stopped | Sample
+    | Quiet | Owned | Online | Left
 )  # fmt: skip
 _decoder = msgspec.json.Decoder(Entry)
 

@@ -120,7 +120,7 @@ class Load:
                 task.result()
 
     async def stop(self) -> None:
-        """No new calls, no growth; returns when the calls under way are over."""
+        """No new calls, no growth, and every user comes and stays; returns when the calls under way are over."""
         self._stopping.set()
         await asyncio.gather(*self._calling)
 
@@ -218,7 +218,9 @@ class Load:
         while not self._left.is_set():
             async with self._screen(user):
                 await self._rest(self._rng.uniform(5, 40), self._left)
-            await self._rest(self._rng.uniform(0, 15), self._left)
+                if self._stopping.is_set():
+                    await self._left.wait()
+            await self._rest(self._rng.uniform(0, 15))
 
     @contextlib.asynccontextmanager
     async def _screen(self, user: str) -> AsyncIterator[Screen]:

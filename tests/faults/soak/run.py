@@ -15,7 +15,7 @@ from faults.fleet import Fleet
 from faults.nginx import Nginx
 from faults.soak import history as histories
 from faults.soak.checker import check
-from faults.soak.history import Entry, History, Left, Owned, Quiet, Ran, Stopped
+from faults.soak.history import Entry, History, Left, Online, Owned, Quiet, Ran, Stopped
 from faults.soak.load import Load
 from faults.soak.nemesis import Nemesis
 from faults.soak.remains import is_settled, remains
@@ -110,10 +110,13 @@ class _Run:
         await _eventually(all_right, QUIET_WITHIN_S)
         self._history.add(Quiet(t=self._history.now(), numbers=numbers))
 
-        async def owned_once() -> bool:
-            return all(len(replicas) == 1 for replicas in (await _owners(fleet, load)).values())
+        async def settled() -> bool:
+            owned_once = all(len(replicas) == 1 for replicas in (await _owners(fleet, load)).values())
+            return owned_once and set(await _online(fleet)) == {screen.uid for screen in load.screens}
 
-        await _eventually(owned_once, QUIET_WITHIN_S)
+        await _eventually(settled, QUIET_WITHIN_S)
+        expected = sorted({screen.uid for screen in load.screens})
+        self._history.add(Online(t=self._history.now(), expected=expected, users=await _online(fleet)))
         for user, replicas in (await _owners(fleet, load)).items():
             self._history.add(Owned(t=self._history.now(), user=user, replicas=replicas))
 
@@ -133,6 +136,11 @@ class _Run:
         for op in load.ops:
             runs, value = await fleet.executions(op), await fleet.truth.get(f"value:{op}")
             self._history.add(Ran(t=self._history.now(), op=op, runs=runs, value=None if value is None else int(value)))
+
+
+async def _online(fleet: Fleet) -> list[str]:
+    users: list[str] = (await fleet.replicas[0].call("REGISTRY.online_users", limit=1_000))["data"]["users"]
+    return users
 
 
 async def _owners(fleet: Fleet, load: Load) -> dict[str, list[str]]:

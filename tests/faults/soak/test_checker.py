@@ -19,6 +19,7 @@ from faults.soak.history import (
     History,
     Invoke,
     Left,
+    Online,
     Opened,
     Owned,
     Quiet,
@@ -141,6 +142,7 @@ RIGHT = {
     "late, for something is broken": Story().open().sync(0).grow(1).wait(1).broken(seconds=20).add(1).quiet(1),
     "late, for something was broken just before": Story().broken().open().sync(0).grow(1).wait(12).add(1).quiet(1),
     "late, but the screen was away": Story().open().sync(0).close(3008).grow(1).wait(40).open().sync(1).quiet(1),
+    "who is there is online": Story().say(Online(t=1, expected=["ann", "bob"], users=["bob", "ann"])),
     "one owner": Story().say(Owned(t=1, user="ann", replicas=["r1"]), Stopped(t=2, replica="r1", status=0)),
 }  # fmt: skip
 
@@ -195,6 +197,10 @@ WRONG = {
     "a listener without exactly one owner": [
         Story().say(Owned(t=1, user="ann", replicas=[])),
         Story().say(Owned(t=1, user="ann", replicas=["r1", "r2"])),
+    ],
+    "presence that is wrong": [
+        Story().say(Online(t=1, expected=["ann"], users=[])),
+        Story().say(Online(t=1, expected=["ann"], users=["ann", "bob"])),
     ],
     "left in Redis": [Story().say(Left(t=1, key="callboard:session:x", why="of a user, and all have left"))],
     "a replica that did not stop well": [Story().say(Stopped(t=1, replica="r1", status=-9))],
