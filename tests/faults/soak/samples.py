@@ -15,7 +15,7 @@ from faults.soak.history import History, Sample
 from callboard_local import FaultProxy
 
 _EVERY_S = 5.0
-_TIME_WAIT = "06"
+_NOBODY_S = "0"
 
 
 async def sample(fleet: Fleet, proxies: Sequence[FaultProxy], history: History) -> None:
@@ -49,6 +49,7 @@ def _sum(metrics: str, name: str) -> int:
 
 
 def connections_to(port: int) -> int:
-    """How many sockets of this machine are connected to that port, half-closed ones included."""
+    """How many sockets that processes of this machine hold are connected to that port, half-closed ones included."""
     rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
-    return sum(row[2].endswith(f":{port:04X}") and row[3] != _TIME_WAIT for row in rows)
+    # Without an inode: closed by its process, and kept by the kernel until the other side has heard of it.
+    return sum(row[2].endswith(f":{port:04X}") and row[9] != _NOBODY_S for row in rows)

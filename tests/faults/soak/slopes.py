@@ -32,8 +32,8 @@ FLAT = {
     "fds": Flat(12, 20),
     "tasks": Flat(20, 40),
 }
-# The pool's 50 connections for commands, those of the bus and of cluster mode, with room.
-MOST_REDIS_CONNECTIONS = 70
+# Two pools of 50, for commands and for publishing, and the bus's own, of which two may overlap.
+MOST_REDIS_CONNECTIONS = 104
 
 
 class Slope(NamedTuple):

@@ -209,7 +209,7 @@ WRONG = {
         Story().say(*samples(600, fds_per_s=1 / 20)),
         Story().say(*samples(600, rss_per_s=40_000)),
     ],
-    "too many connections to Redis": [Story().say(*samples(30, redis=90))],
+    "too many connections to Redis": [Story().say(*samples(30, redis=120))],
 }  # fmt: skip
 
 
