@@ -170,7 +170,7 @@ def lateness_of(records: Sequence[Entry], connections: Sequence[Connection]) -> 
 
 def _late(connection: Connection, step: Grown, shown_at: float, faults: Faults) -> Lateness:
     due = min(shown_at, step.t + LATE_S)
-    calm = not faults.any_in(step.t - RECOVERY_S, due)
+    calm = step.t > RECOVERY_S and not faults.any_in(step.t - RECOVERY_S, due)  # everything has just started, at first
     return Lateness(connection, step, max(0.0, shown_at - step.t), calm)
 
 

@@ -116,6 +116,8 @@ def notified(*numbers: int) -> Story:
 
 RIGHT = {
     "a retry gets the first answer": Story().call("a", "LOST", 1, 1),
+    "a call that the end of the run cut short": Story().say(Invoke(t=1, op="a", method="LEDGER.append", user="ann")),
+    "a read of what was written": Story().call("a", 5, method="LEDGER.read", value=5),
     "a refused call did not run": Story().call("a", "UNAVAILABLE", "RESOURCE_EXHAUSTED", runs=0),
     "of an unknown outcome anything is true": Story().call("a", "LOST", "?", "?", runs=0).call("b", "LOST", "?"),
     "an answer may be forgotten": Story().call("a", 1, runs=2).broken(forgets=True).again("a", 2),
@@ -139,9 +141,13 @@ RIGHT = {
         Story().call("b", "LOST", 1, method="LEDGER.notify", value=1).call("c", 2, method="LEDGER.notify", value=2)
         .open().told(2).told(1)
     ),
-    "late, for something is broken": Story().open().sync(0).grow(1).wait(1).broken(seconds=20).add(1).quiet(1),
-    "late, for something was broken just before": Story().broken().open().sync(0).grow(1).wait(12).add(1).quiet(1),
-    "late, but the screen was away": Story().open().sync(0).close(3008).grow(1).wait(40).open().sync(1).quiet(1),
+    "late, for it has just started": Story().open().sync(0).grow(1).wait(12).add(1).quiet(1),
+    "late, for something is broken": Story().wait(40).open().sync(0).grow(1).wait(1).broken(seconds=20).add(1).quiet(1),
+    "late, for something was broken before": Story().wait(40).broken().open().sync(0).grow(1).wait(12).add(1).quiet(1),
+    "not late": Story().wait(40).open().sync(0).grow(1).wait(9).add(1).quiet(1),
+    "late, but the screen was away": (
+        Story().wait(40).open().sync(0).close(3008).grow(1).wait(40).open().sync(1).quiet(1)
+    ),
     "who is there is online": Story().say(Online(t=1, expected=["ann", "bob"], users=["bob", "ann"])),
     "one owner": Story().say(Owned(t=1, user="ann", replicas=["r1"]), Stopped(t=2, replica="r1", status=0)),
 }  # fmt: skip
@@ -189,10 +195,10 @@ WRONG = {
         Story().open().sync(2).add(1).quiet(1),
     ],
     "wrong without having been away": [
-        Story().open().sync(0).grow(1).wait(12).add(1).quiet(1),
+        Story().wait(40).open().sync(0).grow(1).wait(12).add(1).quiet(1),
         Story().broken().wait(40).open().sync(0).grow(1).wait(12).add(1).quiet(1),
-        Story().open().sync(0).grow(1).wait(15).close(),
-        Story().open().sync(0).grow(1).wait(15).broken().sync(1),
+        Story().wait(40).open().sync(0).grow(1).wait(15).close(),
+        Story().wait(40).open().sync(0).grow(1).wait(15).broken().sync(1),
     ],
     "a listener without exactly one owner": [
         Story().say(Owned(t=1, user="ann", replicas=[])),
