@@ -18,7 +18,7 @@ from faults.soak.history import Attempt, Closed, Grown, Heard, History, Invoke, 
 
 _TIMEOUT_MS = 5_000
 _GIVE_UP_S = 8.0
-_ATTEMPTS = 6
+_ATTEMPTS = 9  # long enough to outlast the lease of a call whose replica died, 30 s
 _LONGEST_PAUSE_S = 4.0
 
 

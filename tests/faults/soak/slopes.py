@@ -25,12 +25,12 @@ class Flat(NamedTuple):
         return self.once + self.per_hour * seconds / 3600
 
 
-# A leak of a task, a descriptor or 10 KiB with each socket or fault, some hundred in half an hour, is above these.
+# A leak of a task, a descriptor or 20 KiB with each socket or fault, of which half an hour has some hundred, is above.
 FLAT = {
-    "rss": Flat(8 * 1024 * 1024, 16 * 1024 * 1024),
-    "threads": Flat(4, 2),
-    "fds": Flat(12, 20),
-    "tasks": Flat(20, 40),
+    "rss": Flat(6 * 1024 * 1024, 12 * 1024 * 1024),
+    "threads": Flat(2, 2),
+    "fds": Flat(6, 12),
+    "tasks": Flat(6, 12),
 }
 # Two pools of 50, for commands and for publishing, and the bus's own, of which two may overlap.
 MOST_REDIS_CONNECTIONS = 104

@@ -121,7 +121,7 @@ RIGHT = {
     "a refused call did not run": Story().call("a", "UNAVAILABLE", "RESOURCE_EXHAUSTED", runs=0),
     "of an unknown outcome anything is true": Story().call("a", "LOST", "?", "?", runs=0).call("b", "LOST", "?"),
     "an answer may be forgotten": Story().call("a", 1, runs=2).broken(forgets=True).again("a", 2),
-    "a request outlives its sender": Story().call("a", "LOST", 1, runs=2).broken(forgets=True),
+    "a request outlives its sender": Story().call("a", "LOST", 1, runs=2).wait(50).broken(forgets=True),
     "a retry-safe call may run again when things break": (
         Story().broken().call("a", "LOST", 5, method="LEDGER.put", runs=2, value=5)
     ),
@@ -161,6 +161,7 @@ WRONG = {
     "a write that ran too often": [
         Story().call("a", "LOST", 1, runs=2),
         Story().call("a", "?", runs=2),
+        Story().call("a", "LOST", 1, runs=2).wait(1).broken(),
         Story().call("a", "LOST", 1, runs=3).broken(forgets=True),
         Story().broken(forgets=True).call("a", "LOST", 1, runs=2),
         Story().call("a", 1, runs=2).wait(1).broken(forgets=True),
