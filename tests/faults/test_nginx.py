@@ -50,6 +50,9 @@ async def test_calls_and_sockets_go_through_and_a_dead_replica_is_left_alone(own
             assert page.breaches == []
             answer = await client.post("/rpc", content=b"x" * 1_500_000, headers={"Content-Type": "application/json"})
             assert (answer.status_code, answer.json()["error"]["code"]) == (413, "INVALID_ARGS")
+            upgrade = {"Connection": "upgrade", "Upgrade": "h2c"}
+            answers = [await client.get(path, headers=upgrade) for path in ("/readyz", "/ws")]
+            assert [answer.status_code for answer in answers] == [200, 404]
             assert (await client.get("/debug")).status_code == (await client.get("/metrics")).status_code == 404
         assert any(" GET /ws 101 " in line for line in nginx.access_log)
         assert "ann" not in "\n".join(nginx.access_log)
