@@ -141,6 +141,10 @@ RIGHT = {
         Story().call("b", "LOST", 1, method="LEDGER.notify", value=1).call("c", 2, method="LEDGER.notify", value=2)
         .open().told(2).told(1)
     ),
+    "one that nobody awaited, and another": (
+        Story().call("b", "LOST", method="LEDGER.notify", value=1).call("c", 2, method="LEDGER.notify", value=2)
+        .open().told(2).told(1)
+    ),
     "late, for it has just started": Story().open().sync(0).grow(1).wait(12).add(1).quiet(1),
     "late, for something is broken": Story().wait(40).open().sync(0).grow(1).wait(1).broken(seconds=20).add(1).quiet(1),
     "late, for something was broken before": Story().wait(40).broken().open().sync(0).grow(1).wait(12).add(1).quiet(1),
@@ -182,7 +186,13 @@ WRONG = {
     "a read that misses what was written": [Story().call("a", 4, method="LEDGER.read", value=5)],
     "an event to another user": [notified(1).open().told(1, uid="bob"), Story().open("bob").sync(1)],
     "an event that was not for this user": [Story().open().told(1), notified(1).open("bob").told(1, uid="bob")],
-    "what was told out of order": [notified(1, 2).open().told(2).told(1)],
+    "what was told out of order": [
+        notified(1, 2).open().told(2).told(1),
+        (
+            Story().call("b", "LOST", 1, method="LEDGER.notify", value=1).call("c", 2, method="LEDGER.notify", value=2)
+            .call("d", 3, method="LEDGER.notify", value=3).open().told(3).told(1).told(2)
+        ),
+    ],
     "a stale fence that passed": [Story().open().sync(1, fence=8).add(2, fence=7)],
     "a change before any sync": [Story().open().add(1), Story().open().sync(1).close().open().add(2)],
     "a gap without a sync": [Story().open().sync(1).add(3)],
@@ -198,6 +208,7 @@ WRONG = {
     "wrong without having been away": [
         Story().wait(40).open().sync(0).grow(1).wait(12).add(1).quiet(1),
         Story().broken().wait(40).open().sync(0).grow(1).wait(12).add(1).quiet(1),
+        notified(5).wait(40).open().sync(0).grow(1).told(5).wait(12).add(1).quiet(1),
         Story().wait(40).open().sync(0).grow(1).wait(15).close(),
         Story().wait(40).open().sync(0).grow(1).wait(15).broken().sync(1),
     ],
