@@ -136,12 +136,21 @@ def _check_quiet(records: Sequence[Entry], connections: Sequence[Connection]) ->
 
 @dataclass(frozen=True)
 class Lateness:
-    """How long a screen did not show a change. `calm`: nothing was broken, by when it was due."""
+    """How long a screen did not show a change, and from when on that cannot be because something is broken."""
 
     connection: Connection
     grown: Grown
-    seconds: float
-    calm: bool
+    shown: float
+    due: float
+
+    @property
+    def seconds(self) -> float:
+        return max(0.0, self.shown - self.grown.t)
+
+    @property
+    def is_calm(self) -> bool:
+        """Nothing was broken, before or meanwhile."""
+        return self.due == self.grown.t
 
 
 def lateness_of(records: Sequence[Entry], connections: Sequence[Connection]) -> Iterator[Lateness]:
@@ -168,28 +177,30 @@ def lateness_of(records: Sequence[Entry], connections: Sequence[Connection]) -> 
                 yield _late(connection, step, until, faults)
 
 
-def _late(connection: Connection, step: Grown, shown_at: float, faults: Faults) -> Lateness:
-    due = min(shown_at, step.t + LATE_S)
-    calm = step.t > RECOVERY_S and not faults.any_in(step.t - RECOVERY_S, due)  # everything has just started, at first
-    return Lateness(connection, step, max(0.0, shown_at - step.t), calm)
+def _late(connection: Connection, step: Grown, shown: float, faults: Faults) -> Lateness:
+    due = max(step.t, RECOVERY_S)  # everything has just started, at first
+    for began, ended in sorted(faults.spans):
+        if began <= due + LATE_S and ended + RECOVERY_S > due:
+            due = ended + RECOVERY_S
+    return Lateness(connection, step, shown, due)
 
 
 def _check_lateness(records: Sequence[Entry], connections: Sequence[Connection]) -> Iterator[Violation]:
-    """ "Never wrong for longer than it is away": when nothing is broken nobody is away who is connected."""
+    """ "Never wrong for longer than it is away": who is connected, and nothing is broken any more, is not away."""
     worst: dict[int, Lateness] = {}
     for late in lateness_of(records, connections):
         screen = late.connection.screen
-        if late.calm and late.seconds > LATE_S and (screen not in worst or late.seconds > worst[screen].seconds):
+        if late.shown > late.due + LATE_S and (screen not in worst or late.seconds > worst[screen].seconds):
             worst[screen] = late
     for screen, late in worst.items():
-        what = f"{late.grown.n}, so since {late.grown.t}, shown {late.seconds:.1f} s later"
+        what = f"{late.grown.n}, so since {late.grown.t}, not shown {late.seconds:.1f} s later"
         yield Violation("wrong without having been away", f"screen {screen} of {late.connection.user}", what)
 
 
 def figures_of_screens(records: Sequence[Entry]) -> dict[str, float | int]:
     connections = connections_of(records)
     late = list(lateness_of(records, connections))
-    calm = sorted(one.seconds for one in late if one.calm)
+    calm = sorted(one.seconds for one in late if one.is_calm)
     heard = [event for connection in connections for event in connection.heard]
     return {
         "connections": len(connections),

@@ -147,6 +147,9 @@ RIGHT = {
     ),
     "late, for it has just started": Story().open().sync(0).grow(1).wait(12).add(1).quiet(1),
     "late, for something is broken": Story().wait(40).open().sync(0).grow(1).wait(1).broken(seconds=20).add(1).quiet(1),
+    "late, for one thing is broken after the other": (
+        Story().wait(40).open().sync(0).grow(1).broken().wait(35).broken().wait(35).add(1)
+    ),
     "late, for something was broken before": Story().wait(40).broken().open().sync(0).grow(1).wait(12).add(1).quiet(1),
     "not late": Story().wait(40).open().sync(0).grow(1).wait(9).add(1).quiet(1),
     "late, but the screen was away": (
@@ -209,6 +212,8 @@ WRONG = {
         Story().wait(40).open().sync(0).grow(1).wait(12).add(1).quiet(1),
         Story().broken().wait(40).open().sync(0).grow(1).wait(12).add(1).quiet(1),
         notified(5).wait(40).open().sync(0).grow(1).told(5).wait(12).add(1).quiet(1),
+        Story().wait(40).open().sync(0).grow(1).broken(seconds=20).wait(45).add(1),
+        Story().wait(40).open().sync(0).grow(1).broken().wait(35).broken().wait(45).add(1),
         Story().wait(40).open().sync(0).grow(1).wait(15).close(),
         Story().wait(40).open().sync(0).grow(1).wait(15).broken().sync(1),
     ],
