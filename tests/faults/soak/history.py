@@ -100,7 +100,8 @@ class Stopped(Record, frozen=True, tag="stopped"):
 class Sample(Record, frozen=True, tag="sample"):
     """What one life of a replica's process costs, and what it has to do.
 
-    `fds` without those of `redis`, its connections to Redis: a pool, which keeps as many as were once needed.
+    `fds` without those of `redis`, its connections to Redis, and LEDGER's to the truth: pools, which keep as many as were
+    once needed.
     """
 
     replica: str

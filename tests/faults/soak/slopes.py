@@ -29,7 +29,7 @@ class Flat(NamedTuple):
 FLAT = {
     "rss": Flat(6 * 1024 * 1024, 12 * 1024 * 1024),
     "threads": Flat(2, 2),
-    "fds": Flat(6, 12),
+    "fds": Flat(8, 12),
     "tasks": Flat(6, 12),
 }
 # Two pools of 50, for commands and for publishing, and the bus's own, of which two may overlap.

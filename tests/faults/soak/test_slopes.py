@@ -4,7 +4,7 @@ import random
 
 import pytest
 from faults.soak.history import Sample
-from faults.soak.slopes import FLAT, MEASURED_S, WARM_UP_S, fit, slopes_of
+from faults.soak.slopes import FLAT, MEASURED_S, WARM_UP_S, Flat, Slope, fit, slopes_of
 
 
 def samples(
@@ -55,3 +55,10 @@ def test_each_life_of_a_replica_has_its_own_slopes() -> None:
     assert [slope.pid for slope in found.values() if not slope.is_flat] == [2]
     assert found[2, "fds"].grown == pytest.approx(0.1 * found[2, "fds"].seconds, rel=0.1)
     assert not list(slopes_of(samples(int(WARM_UP_S + MEASURED_S - 60))))
+
+
+def test_what_counts_as_flat_is_a_sum_and_a_rate_and_two_errors() -> None:
+    assert Flat(once=6, per_hour=12).within(seconds=1_800) == 12
+    most = FLAT["fds"].within(3_600)
+    for grown, error, flat in [(most, 0.0, True), (most + 1, 0.4, False), (most + 1, 0.5, True), (-most, 0.0, True)]:
+        assert Slope("r1", 1, "fds", grown, error, 3_600).is_flat is flat
