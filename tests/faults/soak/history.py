@@ -100,8 +100,7 @@ class Stopped(Record, frozen=True, tag="stopped"):
 class Sample(Record, frozen=True, tag="sample"):
     """What one life of a replica's process costs, and what it has to do.
 
-    `fds` without those of `redis`, its connections to Redis, and LEDGER's to the truth: pools, which keep as many as were
-    once needed.
+    `fds`: without `redis`, its connections to Redis, and LEDGER's to the truth: pools keep what they needed once.
     """
 
     replica: str
