@@ -81,7 +81,7 @@ def test_the_time_outs_agree_with_the_service() -> None:
     read_timeouts = [int(found) for found in re.findall(r"proxy_read_timeout (\d+)s", text)]
     keep_alive = int(*re.findall(r" keepalive_timeout (\d+)s", text))
     assert read_timeouts[0] > Settings().max_timeout_ms / 1000
-    assert read_timeouts[1] > 2 * server._WS_PING_S
+    assert read_timeouts[1] > 2 * Settings().ping_interval_s
     assert keep_alive < server._KEEP_ALIVE_S
     largest_body_mib = int(*re.findall(r"client_max_body_size (\d+)m", text))
     assert largest_body_mib * 1024 * 1024 > Settings().max_body_bytes
