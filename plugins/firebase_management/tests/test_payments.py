@@ -216,6 +216,19 @@ async def test_what_either_secret_signed_is_believed(make_payments: Callable[...
         (EVENT.replace("evt_1", "evt_2"), signed("whsec_new")),
         (EVENT + " ", signed("whsec_new")),
     ],
+    ids=[
+        "none",
+        "nonsense",
+        "empty",
+        "bad time",
+        "no time",
+        "another's",
+        "another scheme",
+        "old",
+        "é",
+        "id",
+        "a byte more",
+    ],
 )
 async def test_what_nobody_signed_is_refused(make_payments: Callable[..., Any], payload: str, signature: str) -> None:
     payments = await make_payments(STRIPE_WEBHOOK_SECRET="whsec_new,whsec_old")
