@@ -119,9 +119,11 @@ async def test_a_stock_listener_dies_of_its_callback(monkeypatch: pytest.MonkeyP
 @pytest.mark.fault(row=20, control=True)
 async def test_a_stock_listener_asks_without_a_pause(monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
     async def script(connection: Connection) -> None:
-        await connection.fail(StatusCode.UNAVAILABLE)
+        if connection.number <= 200:
+            await connection.fail(StatusCode.UNAVAILABLE)
+        await connection.silence()
 
     began = time.monotonic()
     async with stock(script, monkeypatch) as (server, _):
-        await server.connected(200)
+        await server.connected(201)
         fault.figure(asked=200, within_s=time.monotonic() - began)
