@@ -2,13 +2,14 @@
 PYTHON ?= python3
 PORT ?= 8080
 MINUTES ?= 30
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 DISTRIBUTIONS := core local plugins/firebase plugins/firebase_management plugins/firebase_realtime plugins/registry plugins/workflow_listener
 EDITABLE := $(foreach d,$(DISTRIBUTIONS),-e ./$(d))
 INSTALL := ./scripts/install $(BIN)
 NEEDS_MORE := emulator or tls or browser or faults or nginx
-PYTEST := $(BIN)/python -m pytest $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0,) $(ARGS)
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0,) $(ARGS)
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -20,7 +21,7 @@ help: ## show this list
 run: $(VENV)/.run ## the service, embedded, with sample data (PORT=8080)
 	$(BIN)/callboard dev --port $(PORT)
 
-test: $(VENV)/.dev ## the tests that need Python alone
+test: $(VENV)/.dev ## the tests that need Python alone (WORKERS=3 at a time)
 	$(PYTEST) -m "not ($(NEEDS_MORE))"
 
 test-all: test ## these and those that need more: installs it, names what is missing
