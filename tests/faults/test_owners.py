@@ -339,10 +339,10 @@ async def test_an_empty_redis_is_filled_again_and_every_user_has_an_owner(
     async with Fleet(own_valkey, count=3, environ=environ) as fleet, pages_at(fleet.replicas[0], uids) as pages:
         await until_placed(fleet.replicas, uids)
         async with growing(fleet, uids):
+            fence = {uid: max(fences(page), default=0) for uid, page in pages.items()}
             await own_valkey.kill()
             await own_valkey.restart()
             began = time.monotonic()
-            fence = {uid: max(fences(page), default=0) for uid, page in pages.items()}
             for uid, page in pages.items():
                 await page.until(synced_anew(fence[uid]), within_s=60)
             fault.figure(recovered_s=round(time.monotonic() - began, 1))
