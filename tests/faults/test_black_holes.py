@@ -90,7 +90,8 @@ async def test_replicas_in_a_black_hole(own_valkey: ValkeyServer, fault: Fault) 
         assert max(detected) <= 30
         assert max(lags) < 0.5
         assert (page.breaches, page.closed) == ([], [])
-        await eventually(lambda: proxy.open <= open_before + 2)
+        # A pool keeps what its replica needed at once when Redis was back: to renew, to beat, to read syncs.
+        await eventually(lambda: proxy.open <= open_before + 20)
 
 
 @pytest.mark.fault(row=4, control=True)
