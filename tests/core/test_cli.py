@@ -77,6 +77,42 @@ def test_nobody_there_is_a_clear_error() -> None:
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>",  # a load balancer's, when no replica is up
+        "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+    ],
+    ids=["502", "html", "list"],
+)
+async def test_what_is_no_reply_of_ours_is_a_clear_error(answer: str) -> None:
+    result = await call_of_what_answers(answer)
+    assert result.exit_code == 2
+    assert f"is not this service (HTTP {answer.split()[1]})" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "answer", ["-ERR unknown command\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"], ids=["redis", "cut off"]
+)
+async def test_what_is_no_answer_is_a_clear_error(answer: str) -> None:
+    result = await call_of_what_answers(answer)
+    assert result.exit_code == 2
+    assert "no service answers at" in result.stderr
+
+
+async def call_of_what_answers(answer: str) -> Result:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer.encode())
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        return await asyncio.to_thread(invoke, "call", "--url", f"http://127.0.0.1:{port}", "ECHO.both", "x")
+
+
 def test_plugins_lists_what_is_installed() -> None:
     rows = json.loads(invoke("plugins", "--json").output)
     assert {row["name"] for row in rows} >= {"firebase_management", "firebase_realtime", "registry", "workflow"}

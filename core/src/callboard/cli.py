@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import io
 import json
 import os
@@ -163,13 +164,20 @@ def _post(url: str, token: str, body: Mapping[str, Any], timeout_s: float) -> di
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - checked above
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as response:  # noqa: S310
-            reply: dict[str, Any] = json.load(response)
+            status, answer = response.status, response.read()
     except urllib.error.HTTPError as refusal:
-        reply = json.load(refusal)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        status, answer = refusal.code, refusal.read()
+    except (OSError, http.client.HTTPException) as error:
         raise ConfigurationError(f"no service answers at {url}: {getattr(error, 'reason', error)}") from None
+    try:
+        reply = json.loads(answer)
     except ValueError:
-        raise ConfigurationError(f"what answers at {url} is not this service; check --url") from None
+        reply = None
+    if not isinstance(reply, dict):
+        raise ConfigurationError(
+            f"what answers at {url} is not this service (HTTP {status}); check --url, and whether a replica is up "
+            "behind the load balancer"
+        )
     return reply
 
 
