@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def opened(server: Address, **fields: Any) -> AsyncIterator[Connections]:
+async def opened(server: Address, log: Recorded | None = None, **fields: Any) -> AsyncIterator[Connections]:
     settings = replace(settings_on(server), **fields)
-    async with Connections(settings, Recorded().telemetry, attempt_timeout_s=0.3, call_limit_s=1) as connections:
+    telemetry = (log or Recorded()).telemetry
+    async with Connections(settings, telemetry, attempt_timeout_s=0.3, call_limit_s=1) as connections:
         yield connections
 
 
@@ -128,6 +129,53 @@ async def test_a_full_server_cannot_serve(own_valkey: ValkeyServer) -> None:
         with pytest.raises(Unavailable), redis_errors(connections):
             await connections.commands.set("k", "v")
         assert connections.state == "down"
+
+
+async def run_what_is_refused(connections: Connections) -> None:
+    """What a user may lack: a command, a key, a command within a script, and a command within a pipeline."""
+    commands: Any = connections.commands
+    calls: list[Callable[[], Awaitable[Any]]] = [
+        lambda: commands.hget("callboard:{ann}", "field"),
+        lambda: commands.get("others:ann"),
+        lambda: commands.eval("return redis.call('ZADD', KEYS[1], 1, 'ann')", 1, "callboard:{ann}"),
+        lambda: commands.pipeline(transaction=False).hset("callboard:{ann}", "field", "secret").execute(),
+    ]
+    for call in calls:
+        with pytest.raises(Unavailable), redis_errors(connections):
+            await call()
+        assert connections.state == "down"
+
+
+async def test_a_user_who_may_too_little_is_told_of_without_what_was_to_be_written(own_valkey: ValkeyServer) -> None:
+    log, where = Recorded(), f"127.0.0.1:{own_valkey.port}"
+    async with administering(own_valkey) as admin:
+        await admin.acl_setuser(
+            "few", enabled=True, passwords=["+p4ss"], keys=["callboard:*"], commands=["-@all", "+eval", "+get"]
+        )
+        async with opened(own_valkey, log, redis_username="few", redis_password=Secret("p4ss")) as connections:
+            await run_what_is_refused(connections)
+            assert connections.last_error == (
+                f"{where}: User few has no permissions to run the 'hset' command (LISTENERS_REDIS_USERNAME)"
+            )
+            await ask(connections)
+            await run_what_is_refused(connections)
+    assert [line["reason"].removeprefix(f"{where}: ") for line in log.lines("redis_refused")] == [
+        "User few has no permissions to run the 'hget' command (LISTENERS_REDIS_USERNAME)",
+        "No permissions to access a key (LISTENERS_REDIS_USERNAME)",
+        "ACL failure in script: User few has no permissions to run the 'zadd' command (LISTENERS_REDIS_USERNAME)",
+        "User few has no permissions to run the 'hset' command (LISTENERS_REDIS_USERNAME)",
+    ]
+
+
+async def test_a_database_that_is_not_there_is_told_of(own_valkey: ValkeyServer) -> None:
+    log = Recorded()
+    async with opened(own_valkey, log, redis_db=99) as connections:
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await ask(connections)
+        assert connections.state == "down"
+    [told] = log.lines("redis_refused")
+    assert told["reason"].endswith("DB index is out of range (LISTENERS_REDIS_DB)")
 
 
 async def test_too_many_clients_is_an_outage_that_ends(own_valkey: ValkeyServer) -> None:

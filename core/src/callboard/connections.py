@@ -53,6 +53,14 @@ _PASSING = frozenset(
 )
 """First words of refusals that say nothing of the command: the same one may be served a moment later."""
 
+_SET_UP = {
+    "ACL failure in script": "LISTENERS_REDIS_USERNAME",
+    "The user executing the script can't": "LISTENERS_REDIS_USERNAME",  # Redis 7.0
+    "DB index is out of range": "LISTENERS_REDIS_DB",
+    "SELECT is not allowed in cluster mode": "LISTENERS_REDIS_DB",
+}
+"""Refusals of how we are set up, by what is in them, and the variable to look at."""
+
 
 class Connections:
     """The clients of one app. `commands` and `publisher` may be replaced by new ones: ask for them at every use.
@@ -75,6 +83,7 @@ class Connections:
         self.host, self.port = settings.redis_address()
         self.state: State = "unknown"
         self.last_error: str | None = None
+        self._told: set[str] = set()
         self.mode: Mode = "unknown"
         self._log = telemetry.log
         self._asked: Literal["auto", "true", "false"] = settings.redis_cluster
@@ -202,6 +211,10 @@ class Connections:
             self._has_served = True
             return
         self.state, self.last_error = "down", self.explain(error)
+        if _is_refusal(error) and self.last_error not in self._told:
+            # It costs no connection, so the bus has nothing to tell. There are as many texts as commands, at most.
+            self._told.add(self.last_error)
+            self._log.error("redis_refused", reason=self.last_error)
         now = time.monotonic()
         plain = not isinstance(self._commands, RedisCluster)
         if plain and _is_elsewhere(error) and now - self._rebuilt_at > _REBUILD_PAUSE_S:
@@ -227,7 +240,12 @@ class Connections:
         if not self._has_served and _says_nothing(error):
             hint = "does this port speak TLS?" if self._tls else "does this port want TLS?"
             return f"{where}: {error}; the address may be wrong, or {hint} (LISTENERS_REDIS_TLS)"
-        return f"{where}: {type(error).__name__}: {error}"
+        text = _text(error)
+        if isinstance(error, redis.NoPermissionError):
+            return f"{where}: {text} (LISTENERS_REDIS_USERNAME)"
+        if variable := _set_up(error):
+            return f"{where}: {text.rpartition(' script: ')[0] or text} ({variable})"
+        return f"{where}: {type(error).__name__}: {text}"
 
     def _close_later(self, client: Redis) -> None:
         task = asyncio.get_running_loop().create_task(self._close_when_unused(client), name="close a Redis client")
@@ -248,8 +266,8 @@ class Connections:
 def redis_errors(connections: Connections, *, proves: bool = True) -> Iterator[None]:
     """Around the use of a client: what says that Redis cannot serve becomes Unavailable, the state is kept.
 
-    Other refusals (a wrong type, an error inside a script) are defects and pass as they are. `proves` false: that
-    nothing fails does not mean that Redis serves, as when a connection opens.
+    So does what says that it may not serve us. Other refusals (a wrong type, an error inside a script) are defects and
+    pass as they are. `proves` false: that nothing fails does not mean that Redis serves, as when a connection opens.
     """
     try:
         yield
@@ -257,8 +275,7 @@ def redis_errors(connections: Connections, *, proves: bool = True) -> Iterator[N
         connections._note(error)
         raise Unavailable("Redis cannot serve this now.") from error
     except redis.ResponseError as error:
-        refusal = str(error).rpartition("caused error: ")[2].lstrip("('\"")  # a pipeline's errors are quoted
-        if refusal.partition(" ")[0] not in _PASSING:
+        if _text(error).partition(" ")[0] not in _PASSING and _set_up(error) is None:
             raise
         connections._note(error)
         raise Unavailable("Redis cannot serve this now.") from error
@@ -290,6 +307,21 @@ def _keepalive() -> dict[int, int]:
     """A peer that vanished without a word is noticed after 25 s at the latest, with bytes in flight or without."""
     wanted = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
     return {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
+
+
+def _text(error: BaseException) -> str:
+    """What the server said: a pipeline puts the command before it, arguments and all, and quotes it."""
+    _, is_pipelined, said = str(error).rpartition("caused error: ")
+    return said.strip("(),'\"").replace("\\'", "'") if is_pipelined else said
+
+
+def _set_up(error: BaseException) -> str | None:
+    text = _text(error)
+    return next((variable for refusal, variable in _SET_UP.items() if refusal in text), None)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    return isinstance(error, redis.NoPermissionError) or _set_up(error) is not None
 
 
 def _is_elsewhere(error: BaseException) -> bool:

@@ -55,6 +55,7 @@ LOG_EVENTS = {
     "bus_down": "the bus lost Redis; it reconnects with back-off",
     "bus_gap": "events may have been missed; the sockets concerned get a sync",
     "bus_refused": "Redis refuses a subscription",
+    "redis_refused": "Redis refuses a command to our user, or our database number (level error)",
     "event_undelivered": "an event could not be put into the sockets' outboxes (told once a connection)",
     "plugin_ready": "a plugin is open",
     "plugin_quarantined": "a plugin was put aside; the others serve",
