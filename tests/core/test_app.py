@@ -151,6 +151,45 @@ async def test_a_method_that_cannot_be_called_puts_its_plugin_aside(environ: dic
         assert "name each parameter" in (service.callboard.plugins.all[0].error or "")
 
 
+def fail() -> None:
+    raise ConnectionError("postgres://user:s3cret@host")
+
+
+def odd_order() -> list[Any]:
+    async def pass_on(invocation: Invocation, following: Next) -> Any:
+        return await following(invocation)
+
+    pass_on.order = "first"  # type: ignore[attr-defined]
+    return [pass_on]
+
+
+@pytest.mark.parametrize(
+    ("hook", "function"),
+    [
+        *[(hook, fail) for hook in ("register_interceptors", "register_routes", "register_health_checks")],
+        *[(hook, lambda: None) for hook in ("register_interceptors", "register_routes", "register_health_checks")],
+        ("register_routes", lambda: ["/hello"]),
+        ("register_interceptors", odd_order),
+    ],
+)
+async def test_a_plugin_whose_hook_fails_hurts_itself_only(
+    environ: dict[str, str], life: type[Life], hook: str, function: Any
+) -> None:
+    class Other(Life):
+        namespace = "OTHER"
+        told: ClassVar[list[str]] = []
+
+    plugins = [plugin(life, name="broken", **{hook: function}), plugin(Other, name="well")]
+    async with running(*plugins, environ=environ) as service:
+        assert await service.call("OTHER.shout", "demo") == "DEMO"
+        with pytest.raises(CallFailed, match="UNAVAILABLE"):
+            await service.call("LIFE.shout", "demo")
+        broken, _ = service.callboard.plugins.all
+    assert broken.state == "quarantined"
+    assert (broken.error or "").startswith(f"its hook {hook} failed: ")
+    assert life.told == []
+
+
 def test_a_clash_of_namespaces_is_fatal_and_names_both(environ: dict[str, str], life: type[Life]) -> None:
     settings = load(Settings, {**environ, "LISTENERS_SERVICE_TOKEN": "x"})
     with pytest.raises(ConfigurationError, match="LIFE is declared by one and by two"):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
 
 from callboard.connections import Connections
 from callboard.context import Context
@@ -101,6 +102,9 @@ class Callboard:
         )  # fmt: skip
         self._compile()
         self.asgi = self._build_asgi()
+        for plugin in self.plugins.all:  # by whichever hook it was put aside
+            if plugin.state == "quarantined":
+                self._silence(plugin)
 
     def _catch_up(self) -> None:
         """The bus is back after a gap: nobody waits for their next turn."""
@@ -111,10 +115,10 @@ class Callboard:
     def _interceptors(self) -> list[Interceptor]:
         given = [
             interceptor
-            for _, interceptors in self.plugins.collect("register_interceptors", settings=self.settings)
+            for _, interceptors in self.plugins.collect("register_interceptors", _in_order, settings=self.settings)
             for interceptor in interceptors
         ]
-        return sorted(given, key=lambda interceptor: getattr(interceptor, "order", 0))
+        return _in_order(given)
 
     def _token_verifiers(self) -> list[tuple[Plugin, type[TokenVerifier]]]:
         """The class that checks ID tokens, with each plugin that brings it."""
@@ -136,9 +140,6 @@ class Callboard:
                 except TypeError as error:
                     self.plugins.quarantine(plugin, reason_of(error), error)
                     break
-        for plugin in self.plugins.all:
-            if plugin.state == "quarantined":
-                self._silence(plugin)
 
     def _silence(self, plugin: Plugin) -> None:
         for namespace in plugin.namespaces():
@@ -153,7 +154,7 @@ class Callboard:
         rpc = rpc_routes(self.settings, self.credentials, self.router, self.bus, self.lifecycle, self.telemetry)
         routes = [*rpc, *self.websockets.routes(), *health.routes()]
         owners = {getattr(route, "path", ""): "the core" for route in routes}
-        for plugin, given in self.plugins.collect("register_routes", settings=self.settings, host=self.host):
+        for plugin, given in self.plugins.collect("register_routes", _routes, settings=self.settings, host=self.host):
             for route in given:
                 path = getattr(route, "path", "")
                 if path in owners:
@@ -284,6 +285,18 @@ class Callboard:
                 task.cancel()
             await asyncio.wait({patient, hurried})
         await self.router.drain(0)
+
+
+def _in_order(interceptors: Iterable[Interceptor]) -> list[Interceptor]:
+    return sorted(interceptors, key=lambda interceptor: float(getattr(interceptor, "order", 0)))
+
+
+def _routes(given: Iterable[BaseRoute]) -> list[BaseRoute]:
+    found = list(given)
+    for route in found:
+        if not isinstance(route, BaseRoute):
+            raise TypeError(f"a {type(route).__name__} is no route of Starlette's")
+    return found
 
 
 def create_app(

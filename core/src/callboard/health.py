@@ -196,7 +196,7 @@ class Health:
 def gather_checks(plugins: Plugins, host: Host) -> dict[str, HealthCheck]:
     """The checks of all plugins by name; the first plugin to name one keeps it."""
     checks: dict[str, HealthCheck] = {}
-    for _, given in plugins.collect("register_health_checks", settings=host.settings, host=host):
+    for _, given in plugins.collect("register_health_checks", dict, settings=host.settings, host=host):
         for name, check in given.items():
             checks.setdefault(name, check)
     return checks

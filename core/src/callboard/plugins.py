@@ -109,14 +109,19 @@ class Plugins:
     def healthy(self) -> list[Plugin]:
         return [plugin for plugin in self.all if plugin.state != "quarantined"]
 
-    def collect(self, hook: str, **arguments: Any) -> Iterator[tuple[Plugin, Any]]:
-        """Call one hook plugin by plugin, so that a failing one is put aside alone; yields (plugin, result)."""
+    def collect(
+        self, hook: str, take: Callable[[Any], Any] = lambda given: given, **arguments: Any
+    ) -> Iterator[tuple[Plugin, Any]]:
+        """Call one hook plugin by plugin, so that a failing one is put aside alone; yields (plugin, taken result).
+
+        `take` raises when a result is not what the hook is to return, such as None where there was no `return`.
+        """
         for plugin in self.healthy():
             for impl in getattr(self._manager.hook, hook).get_hookimpls():
                 if impl.plugin is not plugin.module:
                     continue
                 try:
-                    result = impl.function(*(arguments[name] for name in impl.argnames))
+                    result = take(impl.function(*(arguments[name] for name in impl.argnames)))
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is that plugin's alone
                     self.quarantine(plugin, f"its hook {hook} failed: {reason_of(error)}", error)
                 else:
