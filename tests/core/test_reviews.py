@@ -11,12 +11,14 @@ from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 import pytest
+from support import Recorded
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from callboard import ConfigurationError, Help, Service, hookimpl, method, variable
+from callboard import ConfigurationError, Help, Service, hookimpl, host, method, variable
 from callboard.errors import Unauthenticated, Unavailable
 from callboard.identity import TokenVerifier, VerifiedToken
+from callboard.telemetry import Telemetry
 from callboard.testing import CallFailed, serving
 from callboard.testing import Service as Running
 from callboard_local import ValkeyServer
@@ -72,6 +74,16 @@ class Broken(Passes):
         raise ConfigurationError("PASS_KEY is not set")
 
 
+class Fails(Passes):
+    async def __aexit__(self, *_: object) -> None:
+        raise ValueError("s3cret")
+
+
+class Hangs(Passes):
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.Event().wait()
+
+
 def plugin(name: str, kind: type[TokenVerifier] | None, *services: type[Service]) -> Any:
     class Module:
         __name__ = name
@@ -90,14 +102,16 @@ def plugin(name: str, kind: type[TokenVerifier] | None, *services: type[Service]
 
 
 @asynccontextmanager
-async def service_with(valkey: ValkeyServer, *plugins: Any, **variables: str) -> AsyncIterator[Running]:
+async def service_with(
+    valkey: ValkeyServer, *plugins: Any, telemetry: Telemetry | None = None, **variables: str
+) -> AsyncIterator[Running]:
     for state in (Passes.taken_back, Passes.failing, Passes.asked, Passes.entered):
         state.clear()
     environ = {
         "LISTENERS_REDIS_HOST": "127.0.0.1", "LISTENERS_REDIS_PORT": str(valkey.port),
         "LISTENERS_HEARTBEAT_INTERVAL": "1", "PASS_USERS": "ada,bob", **variables,
     }  # fmt: skip
-    async with serving(*plugins, environ=environ) as running:
+    async with serving(*plugins, environ=environ, telemetry=telemetry) as running:
         yield running
 
 
@@ -164,3 +178,23 @@ async def test_a_verifier_that_cannot_open_puts_its_plugin_aside(valkey_server: 
         assert aside.error == "it cannot check ID tokens: ConfigurationError: PASS_KEY is not set"
         async with shown(service, "ada") as ada:
             assert (ada.first, await closed(ada)) == ("auth.login_error", 3500)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("kind", "failure"), [(Fails, "ValueError"), (Hangs, "TimeoutError < CancelledError")])
+async def test_a_verifier_that_does_not_close_keeps_nothing_else_from_closing(
+    valkey_server: ValkeyServer,
+    recorded: Recorded,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[TokenVerifier],
+    failure: str,
+) -> None:
+    monkeypatch.setattr(host, "CLOSE_TIMEOUT_S", 0.1)
+    async with (
+        asyncio.timeout(20),
+        service_with(valkey_server, plugin("one", kind), telemetry=recorded.telemetry) as service,
+    ):
+        assert service.callboard.bus.state == "ok"
+    assert str(service.callboard.lifecycle.state) == "stopped"
+    (told,) = recorded.lines("task_failed")
+    assert (told["task"], told["error"]) == (f"close of {kind.__name__}", failure)
+    assert "s3cret" not in recorded.text

@@ -35,7 +35,7 @@ from callboard.gateway.tickets import Tickets
 from callboard.gateway.websocket import WebSocketGateway
 from callboard.health import Health, gather_checks
 from callboard.hookspecs import Interceptor
-from callboard.host import Host
+from callboard.host import Host, close_in_time
 from callboard.identity import TokenVerifier
 from callboard.lifecycle import Lifecycle
 from callboard.plugins import Plugin, Plugins, reason_of
@@ -47,7 +47,6 @@ from callboard.version import VERSION
 
 OPEN_TIMEOUT_S = 30.0
 PROBE_WAIT_S = 5.0
-CLOSE_TIMEOUT_S = 5.0
 
 
 class Callboard:
@@ -224,17 +223,10 @@ class Callboard:
                     self.plugins.quarantine(plugin, reason, error)
                     self._silence(plugin)
                     return
-                opened.push_async_callback(self._close, plugin, service.close)
+                opened.push_async_callback(close_in_time, self.telemetry, plugin.name, service.close)
             plugin.state = "ready"
             self.telemetry.log.info("plugin_ready", plugin=plugin.name, version=plugin.version)
             stack.push_async_exit(opened.pop_all())
-
-    async def _close(self, plugin: Plugin, close: Any) -> None:
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await close()
-        except Exception as error:  # noqa: BLE001 - the others still have to be closed
-            self.telemetry.log.error("task_failed", task=f"close of {plugin.name}", error=type(error).__name__)
 
     async def _prove_bus(self) -> None:
         """Wait a little for the bus's first probe; without Redis the service starts all the same, and heals."""

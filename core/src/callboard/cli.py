@@ -38,7 +38,7 @@ class _Group(click.Group):
         found = _installed_plugins()
         commands: dict[str, click.Command] = {}
         owners = dict.fromkeys(self.commands, "the core")
-        for plugin, given in found.collect("register_commands", settings=found.settings):
+        for plugin, given in found.collect("register_commands", list, settings=found.settings):
             for command in given:
                 if command.name in owners:
                     raise ConfigurationError(

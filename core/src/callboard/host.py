@@ -7,7 +7,7 @@ resources that several plugins share.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -16,7 +16,7 @@ import msgspec
 
 from callboard import settings as _settings
 from callboard.settings import Settings
-from callboard.telemetry import Telemetry
+from callboard.telemetry import Telemetry, where_raised
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from callboard.fleet.listeners import Listeners
     from callboard.fleet.presence import Presence
     from callboard.gateway.tickets import Tickets
+
+CLOSE_TIMEOUT_S = 5.0
 
 
 class SharedResource(AbstractAsyncContextManager["Any"], Protocol):
@@ -64,11 +66,26 @@ class Host:
         return self.connections.commands
 
     async def shared(self, kind: type[R]) -> R:
-        """The app's one instance of `kind`: opened by the first plugin that asks, closed after the last has closed."""
+        """The app's one instance of `kind`: opened by the first plugin that asks, closed after the last has closed.
+
+        One that fails to close, or takes longer than 5 s, is told of by the log: what comes after it is closed too.
+        """
         async with self._opening:
             if kind not in self._shared:
                 resource = kind(_settings.load(kind.Settings, self.environ))
-                await self.resources.enter_async_context(resource)
+                await resource.__aenter__()
+                self.resources.push_async_callback(
+                    close_in_time, self.telemetry, kind.__qualname__, lambda: resource.__aexit__(None, None, None)
+                )
                 self._shared[kind] = resource
             opened: R = self._shared[kind]
             return opened
+
+
+async def close_in_time(telemetry: Telemetry, name: str, close: Callable[[], Awaitable[object]]) -> None:
+    """Await `close()`, for a bounded time; the log tells when it fails, since the others still have to be closed."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await close()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is theirs alone
+        telemetry.log.error("task_failed", task=f"close of {name}", **where_raised(error))
