@@ -28,6 +28,13 @@ class Sick(Service):
         raise ConnectionError("postgres://user:s3cret@host")
 
 
+class Odd(Service):
+    namespace = "ODD"
+
+    async def health(self) -> dict[str, Any]:
+        return ["fine"]  # type: ignore[return-value]
+
+
 class Well(Service):
     namespace = "WELL"
 
@@ -36,7 +43,7 @@ class plugin:  # noqa: N801 - stands for a module
     @staticmethod
     @hookimpl
     def register_services() -> list[type[Service]]:
-        return [Sick, Well]
+        return [Sick, Odd, Well]
 
     @staticmethod
     @hookimpl
@@ -45,7 +52,10 @@ class plugin:  # noqa: N801 - stands for a module
             await asyncio.sleep(600)
             return {}
 
-        return {"firestore": hang}
+        async def report_no_json() -> dict[str, Any]:
+            return {"status": object()}
+
+        return {"firestore": hang, "odd": report_no_json}
 
 
 @pytest.fixture
@@ -96,6 +106,8 @@ async def test_a_namespaces_own_check(client: httpx.AsyncClient) -> None:
     assert (await client.get("/healthz/WELL")).json() == {"status": "ok"}
     sick = await client.get("/healthz/SICK")
     assert (sick.status_code, sick.json()) == (503, {"status": "down", "error": "ConnectionError"})
+    odd = await client.get("/healthz/ODD")
+    assert (odd.status_code, odd.json()) == (503, {"status": "down", "error": "TypeError"})
     unknown = await client.get("/healthz/OTHER")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "METHOD_NOT_FOUND")
 
@@ -112,6 +124,7 @@ async def test_debug_shows_what_runs_and_no_secret(client: httpx.AsyncClient) ->
     body = response.json()
     assert body["redis"]["status"] == "ok"
     assert body["firestore"] == {"status": "down", "error": "TimeoutError"}
+    assert body["external"] == {"odd": {"status": "down", "error": "TypeError"}}
     assert body["workflow_listeners"] == {"status": "not installed"}
     (shown,) = body["plugins"]
     assert shown["namespaces"][0]["methods"] == ["SICK.work"]

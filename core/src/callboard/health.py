@@ -185,10 +185,14 @@ class Health:
         }
 
     async def _checked(self, check: HealthCheck) -> dict[str, Any]:
-        """A check's report; one that raises or takes too long is `down`, with the error's type alone."""
+        """A check's report; `down`, with the error's type alone, when it raises, takes too long or is no JSON."""
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                return await check()
+                report = await check()
+            if not isinstance(report, dict):
+                raise TypeError("a report is a dict")
+            encode(report)
+            return report
         except Exception as error:  # noqa: BLE001 - a check may fail in any way; the page must not
             return {"status": "down", "error": type(error).__name__}
 
