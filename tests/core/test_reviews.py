@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from callboard import ConfigurationError, Help, Service, hookimpl, host, method, variable
 from callboard.errors import Unauthenticated, Unavailable
+from callboard.gateway import admission, reviews
 from callboard.identity import TokenVerifier, VerifiedToken
 from callboard.telemetry import Telemetry
 from callboard.testing import CallFailed, serving
@@ -72,6 +73,25 @@ class Passes:
 class Broken(Passes):
     async def __aenter__(self) -> Self:
         raise ConfigurationError("PASS_KEY is not set")
+
+
+class Wordy(Passes):
+    async def verify(self, token: str) -> VerifiedToken:
+        raise Unauthenticated("é" * 500)
+
+
+class Silent(Passes):
+    """Knows `ada`; about others, and about those who are in, it never says anything."""
+
+    async def verify(self, token: str) -> VerifiedToken:
+        if token != "ada":
+            await asyncio.Event().wait()
+        return await super().verify(token)
+
+    async def revoked(self, tokens: Collection[VerifiedToken]) -> Collection[VerifiedToken]:
+        self.asked.append({token.uid for token in tokens})
+        await asyncio.Event().wait()
+        return ()
 
 
 class Fails(Passes):
@@ -155,6 +175,28 @@ async def test_a_plugins_verifier_lets_in_and_looks_again(valkey_server: ValkeyS
         seen = len(Passes.asked)
     assert all(uids == {"ada"} for uids in Passes.asked[seen:])
     assert Passes.entered == ["in", "out"]
+
+
+async def test_a_verifier_that_never_answers_keeps_nobody_waiting(
+    valkey_server: ValkeyServer, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "_VERIFY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(reviews, "_TIMEOUT_S", 0.1)
+    async with service_with(valkey_server, plugin("one", Silent), telemetry=recorded.telemetry) as service:
+        async with shown(service, "bob") as bob:
+            assert (bob.first, await closed(bob)) == ("auth.login_error", 3011)  # type: ignore[attr-defined]
+        async with shown(service, "ada") as ada:
+            for _ in range(2):
+                await asked_again({"ada"})
+            assert await (await ada.ping()) >= 0
+    assert recorded.lines("id_tokens_unchecked")
+    assert not recorded.lines("task_failed")
+
+
+async def test_a_reason_of_any_length_reaches_the_client(valkey_server: ValkeyServer) -> None:
+    async with service_with(valkey_server, plugin("one", Wordy)) as service, shown(service, "ada") as ada:
+        assert (ada.first, await closed(ada)) == ("auth.login_error", 3500)  # type: ignore[attr-defined]
+        assert ada.close_reason == "é" * 61
 
 
 async def test_without_a_verifier_no_token_is_taken(valkey_server: ValkeyServer) -> None:

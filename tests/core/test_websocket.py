@@ -663,6 +663,8 @@ async def test_id_tokens(desk: Replica) -> None:
     for token, expected in {"bad": CloseCode.BAD_CREDENTIAL, "other": CloseCode.FORBIDDEN}.items():
         answer, code = await first_answer(frame(token))
         assert (answer["type"], code) == ("auth.login_error", expected)
+    answer, code = await first_answer(frame("good", sessionId="tab 1"))
+    assert (answer["type"], code) == ("auth.login_error", CloseCode.BAD_REQUEST)
     async with desk.open(None) as client:
         await client.send(frame("good", sessionId="tab-1"))
         answer = await heard(client)

@@ -26,13 +26,14 @@ class TokenVerifier(SharedResource, Protocol):
     """Checks ID tokens. An app has one, made from its own `Settings` and open while the app is."""
 
     async def verify(self, token: str) -> VerifiedToken:
-        """Whose this text is; whoever sent it may have made it up. Ends soon, and never blocks the loop.
+        """Whose this text is; whoever sent it may have made it up. Never blocks the loop.
 
-        Raises Unauthenticated for one that is not good, whatever is wrong with it; Unavailable when it cannot tell.
+        Raises Unauthenticated for one that is not good, whatever is wrong with it; Unavailable when it cannot tell. One
+        that takes longer than 15 s could not tell.
         """
 
     async def revoked(self, tokens: Collection[VerifiedToken]) -> Collection[VerifiedToken]:
         """Those of these tokens that are good no more. Asked at each heartbeat, for at most a hundred open sockets.
 
-        Raises Unavailable when it cannot tell: the sockets stay.
+        Raises Unavailable when it cannot tell. One that takes longer than 30 s could not: the sockets stay.
         """

@@ -21,8 +21,8 @@ from callboard.service import Thread, ThreadMode, User
 from callboard.settings import Settings, is_loopback
 
 _FIRST_FRAME_TIMEOUT_S = 5.0
+_VERIFY_TIMEOUT_S = 15.0
 _MAX_QUERY_BYTES = 4_096
-
 
 SessionOwner = Callable[[str], Awaitable[str | None]]
 """Whose session an id is (`Presence.owner_of`)."""
@@ -155,16 +155,20 @@ class Admission:
         try:
             if self.verify_token is None:
                 raise Unauthenticated("This service takes no ID tokens.")
-            verified = await self.verify_token(payload.token)
+            try:
+                async with asyncio.timeout(_VERIFY_TIMEOUT_S):
+                    verified = await self.verify_token(payload.token)
+            except TimeoutError:
+                raise Unavailable("ID tokens cannot be checked now.") from None
             if verified.uid != visit.uid or payload.uid not in (None, verified.uid):
                 raise Refused(CloseCode.FORBIDDEN)
             await self._check_space(visit)
+            if not visit.session_id and payload.session_id:
+                visit.session_id = check_identifier(payload.session_id, "sessionId")
         except (CallError, Refused) as error:
             reason = error.reason if isinstance(error, Refused) else error.message
             await socket.send(encode({"type": "auth.login_error", "payload": {"message": reason}}).decode())
             raise
-        if not visit.session_id and payload.session_id:
-            visit.session_id = check_identifier(payload.session_id, "sessionId")
         if not visit.session_id or await self._is_anothers(visit):
             visit.session_id = new_id()
         confirmed = {"uid": verified.uid, "sessionId": visit.session_id}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from callboard.gateway.connection import Connection
 
 _TOKENS_AT_A_TIME = 100
+_TIMEOUT_S = 30.0
 
 
 class Reviews:
@@ -39,8 +40,9 @@ class Reviews:
             await asyncio.sleep(self._interval_s)
             for some in batches(list(self._tokens.items()), _TOKENS_AT_A_TIME):
                 try:
-                    await self._review(dict(some))
-                except Unavailable:
+                    async with asyncio.timeout(_TIMEOUT_S):
+                        await self._review(dict(some))
+                except (Unavailable, TimeoutError):
                     self._telemetry.log.warning("id_tokens_unchecked", tokens=len(self._tokens))
                     break
                 except Exception as error:  # noqa: BLE001 - the next look may do better

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from callboard.gateway.closing import CloseCode, Gone, Refused
 
 MAX_FRAME_BYTES = 64 * 1024
+_MAX_REASON_BYTES = 123
 _CLOSE_TIMEOUT_S = 1.0
 _LINGER_S = 5.0
 _TRANSPORT = "callboard.transport"
@@ -67,8 +68,10 @@ class Socket:
     async def close(self, code: int, reason: str) -> None:
         """Close with a code, or, if the client does not even read that within a second, without.
 
-        A client that does not answer the close is dropped a little later.
+        Of a reason that does not fit into a close frame the beginning is sent. A client that does not answer the close
+        is dropped a little later.
         """
+        reason = reason.encode("utf-8", "replace")[:_MAX_REASON_BYTES].decode("utf-8", "ignore")
         if self._transport is not None:
             asyncio.get_running_loop().call_later(_LINGER_S, self._transport.abort)
         try:
