@@ -116,6 +116,7 @@ def test_rotation_two_tokens_of_one_name_are_live_at_once() -> None:
         "ci:secret99:REGISTRY.*:x",
         "ci:secret99,other99",
         "a:secret99;b:secret99",
+        "old99:service;new99:service",
     ],
 )
 def test_malformed_credentials_stop_the_start_without_showing_a_token(text: str) -> None:

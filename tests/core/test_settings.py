@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -15,6 +15,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     number: Annotated[int, Help("a number")] = variable("SAMPLE_NUMBER", default=3)
     names: Annotated[tuple[str, ...], Help("names")] = variable("SAMPLE_NAMES", default=())
     switch: Annotated[bool, Help("a switch")] = variable("SAMPLE_SWITCH", default=False)
+    kind: Annotated[Literal["a", "b"], Help("a kind")] = variable("SAMPLE_KIND", default="a")
     key: Annotated[Secret | None, Help("a key")] = variable("SAMPLE_KEY")
 
 
@@ -28,9 +29,10 @@ def test_an_empty_variable_counts_as_not_set() -> None:
 
 
 def test_a_wrong_value_names_the_variable_and_is_not_repeated() -> None:
-    with pytest.raises(ConfigurationError, match="SAMPLE_NUMBER") as caught:
-        load(Sample, {"SAMPLE_NUMBER": "hunter2"})
-    assert "hunter2" not in str(caught.value)
+    for name in ("SAMPLE_NUMBER", "SAMPLE_KIND"):
+        with pytest.raises(ConfigurationError, match=f"^{name}: .") as caught:
+            load(Sample, {name: "hunter2"})
+        assert "hunter2" not in str(caught.value)
 
 
 def test_a_switch_says_which_words_it_knows() -> None:

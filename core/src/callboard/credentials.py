@@ -93,7 +93,8 @@ class Credentials:
         digest = hashlib.sha256(_bytes(token)).digest()
         for known, holder in self._known:
             if known == digest and holder != credential:
-                raise ConfigurationError(f"{_VARIABLE}: {credential.name} has the same token as {holder.name}")
+                # Without their names: where `name:token` was turned round, those are the tokens.
+                raise ConfigurationError(f"{_VARIABLE}: two credentials have the same token")
         self._known.append((digest, credential))
 
 

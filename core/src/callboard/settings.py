@@ -77,6 +77,8 @@ def load(cls: type[S], environ: Mapping[str, str]) -> S:
     except msgspec.ValidationError as error:
         name = str(error).rpartition("$.")[2].strip("`") if "$." in str(error) else ""
         problem = str(error).split(" - at ")[0].replace("Expected `bool`, got `str`", "it is true, false, 1 or 0")
+        if problem.startswith("Invalid enum value"):
+            problem = "it is none of the values that it can have"
         raise ConfigurationError(f"{name}: {problem}") from None
 
 
