@@ -22,7 +22,7 @@ def test_one_record_is_one_line_of_json(recorded: Recorded) -> None:
     assert line["timestamp"].endswith("Z")
 
 
-HOSTILE = "a\r\nb\x00\x1b[31m\x7f\x85\x9b31m\u2028\u2029\u202e\u200b\ufeff\ud800é😀"
+HOSTILE = "a\r\nb\x00\x1b[31m\x7f\x85\x9b31m\u2028\u2029\u202e\u200b\ufeff\u061c\u00ad\u180e\U000e0041\ud800é😀"
 
 
 def test_no_text_ends_a_line_or_steers_a_terminal(recorded: Recorded) -> None:

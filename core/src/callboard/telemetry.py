@@ -9,8 +9,8 @@ process.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-import re
 import sys
 import threading
 import traceback
@@ -72,8 +72,6 @@ MAX_TEXT = 1_000
 """Characters of one text in a log record; of a longer one the beginning is kept."""
 _MAX_ITEMS = 100
 _MAX_DEPTH = 4
-# What ends a line or steers a terminal, or turns the reading direction, and what JSON leaves as it is.
-_UNSEEN = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -238,4 +236,8 @@ def _printable(_: WrappedLogger, __: str, record: EventDict) -> EventDict:
 
 
 def _json_line(_: WrappedLogger, __: str, record: EventDict) -> str:
-    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", msgspec.json.encode(record).decode())
+    line = msgspec.json.encode(record).decode()
+    if line.isprintable():
+        return line
+    # What ends a line, steers a terminal, turns the reading direction or is not seen at all, and JSON leaves as it is.
+    return "".join(sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in line)
