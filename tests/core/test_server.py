@@ -82,3 +82,12 @@ def test_lines_of_libraries_become_records_without_tracebacks(recorded: Recorded
     (line,) = recorded.lines("library")
     assert (line["logger"], line["error"], line["level"]) == ("uvicorn.error", "ValueError", "error")
     assert "s3cret" not in recorded.text
+
+
+def test_a_librarys_line_that_cannot_be_put_together_stops_nothing(recorded: Recorded) -> None:
+    LibraryLogs(recorded.telemetry).handle(
+        logging.LogRecord("redis", logging.WARNING, "", 0, "node %d of %s", ("s3cret",), None)
+    )
+    (line,) = recorded.lines("library")
+    assert line["message"] == "node %d of %s"
+    assert "s3cret" not in recorded.text

@@ -181,8 +181,12 @@ class LibraryLogs(logging.Handler):
         self._log = telemetry.log
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 - the library's mistake, which must not stop what it was doing
+            message = str(record.msg)
         # asyncio quotes the exception of a task nobody awaited; an exception's text may hold arguments.
-        message = without_query(record.getMessage()).partition("exception=")[0]
+        message = without_query(message).partition("exception=")[0]
         fields: dict[str, Any] = {"logger": record.name, "message": message}
         if record.exc_info and record.exc_info[0]:
             fields["error"] = record.exc_info[0].__name__
