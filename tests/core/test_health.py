@@ -164,8 +164,11 @@ async def test_metrics_behind_a_token(own_valkey: ValkeyServer) -> None:
         "LISTENERS_METRICS_TOKEN": "m3trics",
     }
     async with serving(plugin, environ=environ) as service, httpx.AsyncClient(base_url=service.url) as client:
-        assert (await client.get("/metrics")).status_code == 401
-        assert (await client.get("/metrics", headers={"Authorization": "Bearer m3trics"})).status_code == 200
+        right, wrong = ("Authorization", "Bearer m3trics"), ("Authorization", "Bearer metrics")
+        for given in ([], [wrong], [right, wrong], [right, right]):
+            refused = await client.get("/metrics", headers=given)
+            assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        assert (await client.get("/metrics", headers=[right])).status_code == 200
 
 
 async def test_version(client: httpx.AsyncClient) -> None:

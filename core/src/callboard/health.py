@@ -123,9 +123,10 @@ class Health:
     async def metrics(self, request: Request) -> Response:
         token = self._host.settings.metrics_token
         if token is not None:
-            given = request.headers.get("authorization", "").encode("latin-1", "replace")
-            if not hmac.compare_digest(given, b"Bearer " + token.reveal().encode("utf-8", "surrogateescape")):
-                return _refusal(Unauthenticated())
+            given = [value for name, value in request.scope["headers"] if name == b"authorization"]
+            wanted = b"Bearer " + token.reveal().encode("utf-8", "surrogateescape")
+            if len(given) != 1 or not hmac.compare_digest(given[0], wanted):
+                raise Unauthenticated
         metrics = self._host.telemetry.metrics
         metrics.tasks.set(len(asyncio.all_tasks()))  # a walk over all of them: not every second
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
