@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -62,7 +62,7 @@ class Painter(Service):
         return [at]
 
     @method(effect="write", retry_safe=True, aliases=("OTHER.paint",))
-    async def paint(self, when: date | str, how: Literal["oil", "ink"] | None = None) -> Call:
+    async def paint(self, when: date | str, how: Literal["oil", "ink"] | None = None, tools: list[Any] = []) -> Call:  # noqa: B006
         """Paint."""
         return Call(1)
 
@@ -91,6 +91,15 @@ def document(make_settings: MakeSettings) -> Schema:
     table = Table(make_settings())
     table.add(Painter(), "painter")
     return describe(table)
+
+
+def arrays(value: Any) -> Iterator[Schema]:
+    """Every array that a document describes."""
+    if isinstance(value, dict) and value.get("type") == "array":
+        yield value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in parts:
+        yield from arrays(part)
 
 
 def operation(document: Schema, name: str) -> Any:
@@ -147,6 +156,12 @@ def test_results_have_the_schemas_of_their_hints(document: Schema) -> None:
     assert result(document, "PAINTER.look") == {"type": "array", "items": {"$ref": "#/components/schemas/Point"}}
     assert result(document, "PAINTER.paint") == {"$ref": "#/components/schemas/Call"}
     assert "number" in document["components"]["schemas"]["Call"]["properties"]  # and not our own of that name
+
+
+def test_arrays_say_what_is_in_them(document: Schema) -> None:
+    assert arguments(document, "PAINTER.paint")["properties"]["tools"] == {"type": "array", "items": {}, "default": []}
+    for array in arrays(document):
+        assert array.keys() & {"items", "prefixItems"}, array
 
 
 def test_effects_and_what_a_retry_may_do(document: Schema) -> None:

@@ -17,11 +17,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from callboard.credentials import Credential, Credentials
-from callboard.errors import CallError, MethodNotFound, PermissionDenied, Unauthenticated
+from callboard.errors import MethodNotFound, PermissionDenied, Unauthenticated
 from callboard.hookspecs import HealthCheck
 from callboard.host import Host
 from callboard.lifecycle import Lifecycle
-from callboard.messages import Reply, encode, new_id
+from callboard.messages import encode
 from callboard.openapi import describe
 from callboard.plugins import Plugins
 from callboard.rpc.router import Router
@@ -94,7 +94,7 @@ class Health:
                 service = next(s for s in plugin.services if s.namespace == namespace)
                 report = await self._checked(service.health)
                 return _json(report, 503 if report.get("status") == "down" else 200)
-        return _refusal(MethodNotFound("There is no such namespace."))
+        raise MethodNotFound("There is no such namespace.")
 
     async def debug(self, request: Request) -> Response:
         self._check_credential(request, unlimited=True)
@@ -209,7 +209,3 @@ def gather_checks(plugins: Plugins, host: Host) -> dict[str, HealthCheck]:
 
 def _json(body: Any, status: int = 200) -> Response:
     return Response(encode(body), status, media_type="application/json")
-
-
-def _refusal(error: CallError) -> Response:
-    return _json(Reply.failure(error, new_id()), error.http_status)

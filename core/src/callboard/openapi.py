@@ -74,7 +74,19 @@ def schemas_of(hints: Sequence[Any]) -> tuple[list[Schema], dict[str, Schema]]:
     """JSON Schema of each hint, `{}` (any value) for one that has none, and the components that they refer to."""
     described = [hint if _can_be_described(hint) else Any for hint in hints]
     schemas, components = msgspec.json.schema_components(described, ref_template="#/components/schemas/{name}")
-    return list(schemas), components
+    return _with_items(list(schemas)), _with_items(components)
+
+
+def _with_items(value: Any) -> Any:
+    """The same with `items` in each array: generators of clients refuse one of anything that does not say so."""
+    if isinstance(value, list):
+        return [_with_items(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    schema = {name: _with_items(item) for name, item in value.items()}
+    if schema.get("type") == "array" and not schema.keys() & {"items", "prefixItems"}:
+        schema["items"] = {}
+    return schema
 
 
 def _can_be_described(hint: Any) -> bool:
@@ -181,7 +193,7 @@ def _envelope() -> Schema:
 def _call() -> Schema:
     properties: dict[str, Schema] = {
         "method": {"type": "string", "pattern": f"^{METHOD.pattern}$", "description": "`NAMESPACE.method`"},
-        "args": {"type": "array", "description": "arguments by position", "default": []},
+        "args": {"type": "array", "items": {}, "description": "arguments by position", "default": []},
         "kwargs": {"type": "object", "description": "arguments by name", "default": {}},
         "user_id": {**_IDENTIFIER_SCHEMA, "description": "who the call is for"},
         "session_id": _IDENTIFIER_SCHEMA,
