@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import resource
 import socket
+import traceback
 from contextlib import suppress
+from functools import partial
 
 import pytest
+import uvloop
 from support import Recorded
 from uvicorn.logging import AccessFormatter
 
@@ -91,3 +96,54 @@ def test_a_librarys_line_that_cannot_be_put_together_stops_nothing(recorded: Rec
     (line,) = recorded.lines("library")
     assert line["message"] == "node %d of %s"
     assert "s3cret" not in recorded.text
+
+
+def test_a_line_of_the_loops_shows_neither_arguments_nor_results(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("asyncio"), "handlers", [LibraryLogs(recorded.telemetry)])
+
+    def fail(text: str) -> None:
+        raise ValueError(text)
+
+    async def fail_soon(text: str) -> None:
+        fail(text)
+
+    async def provoke() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(fail, "s3cret")
+        loop.call_soon(partial(fail, text="s3cret"))
+        done = loop.create_future()
+        done.set_result("s3cret")
+        loop.call_exception_handler({"message": "Told by hand", "future": done, "more": "s3cret"})
+        await asyncio.wait({asyncio.create_task(fail_soon("s3cret"))})
+        gc.collect()
+
+    for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(provoke())
+    assert "s3cret" not in recorded.text
+    lines = recorded.lines("library")
+    assert [line["message"] for line in lines].count("Told by hand") == 2
+    failed = [line for line in lines if line.get("error") == "ValueError"]
+    assert len(failed) == 6
+    assert all(line["frames"][-1].endswith(" fail") for line in failed)
+    tasks = [line["task"].rpartition(".")[2] for line in failed if "task" in line]
+    assert tasks == ["fail_soon", "fail_soon"]
+
+
+def test_a_traceback_in_a_librarys_line_loses_its_texts(recorded: Recorded) -> None:
+    secret = "\n".join(["s3cret", "  s3cret", "s3cret"])
+    try:
+        raise ValueError(secret)
+    except ValueError:
+        told = traceback.format_exc()
+    for text in (told, told.replace("\n", "\n | "), f"It ended. {told}"):
+        LibraryLogs(recorded.telemetry).handle(
+            logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, text, None, None)
+        )
+    assert "s3cret" not in recorded.text
+    one, _, other = recorded.lines("library")
+    assert (one["message"], other["message"]) == ("It failed.", "It ended. ")
+    assert one["error"] == other["error"] == "ValueError"
+    assert __name__.rpartition(".")[2] in one["frames"][-1]

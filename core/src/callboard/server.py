@@ -10,6 +10,7 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -25,7 +26,7 @@ import uvicorn
 from callboard.app import Callboard
 from callboard.errors import ConfigurationError
 from callboard.protocols import HttpProtocol, Peers, WebSocketProtocol
-from callboard.telemetry import Telemetry, log_what_escapes
+from callboard.telemetry import Telemetry, log_what_escapes, where_raised
 
 _TCP_USER_TIMEOUT_MS = 20_000
 _TCP_NOTSENT_LOWAT = 128 * 1024
@@ -35,6 +36,9 @@ _KEEP_ALIVE_S = 75  # above the 60 s idle time-out of common load balancers, or 
 _MAX_FRAME_BYTES = 64 * 1024
 _MOST_CONNECTIONS = 100_000
 _OWN_DESCRIPTORS = 512
+_BARE = re.compile(r"[^\n(<'\"\[{=:]*")
+_COROUTINE = re.compile(r"\bcoro=<([^\s(]+)")
+_STACK = re.compile(r"((?:\n {2,}.*)+)\n([A-Za-z_][\w.]*)")
 
 
 class Server(uvicorn.Server):
@@ -174,7 +178,7 @@ def _exit_now(code: int) -> None:
 
 
 class LibraryLogs(logging.Handler):
-    """Lines of libraries (uvicorn, grpc, redis) as records of our own log: `library`, without tracebacks."""
+    """Lines of libraries (uvicorn, grpc, redis) as records of our own log: `library`, without exceptions' texts."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         super().__init__(logging.WARNING)
@@ -185,12 +189,18 @@ class LibraryLogs(logging.Handler):
             message = record.getMessage()
         except Exception:  # noqa: BLE001 - the library's mistake, which must not stop what it was doing
             message = str(record.msg)
-        # asyncio quotes the exception of a task nobody awaited; an exception's text may hold arguments.
-        message = without_query(message).partition("exception=")[0]
-        fields: dict[str, Any] = {"logger": record.name, "message": message}
-        if record.exc_info and record.exc_info[0]:
-            fields["error"] = record.exc_info[0].__name__
-        self._log.log(record.levelno, "library", **fields)
+        fields: dict[str, Any] = {"logger": record.name}
+        if record.name == "asyncio":
+            # It shows callbacks with their arguments, and futures with their results.
+            if coroutine := _COROUTINE.search(message):
+                fields["task"] = coroutine[1]
+            message = _BARE.match(message)[0].strip()  # type: ignore[index]  # it matches nothing at all, too
+        message, traceback, stack = message.partition("Traceback (most recent call last):")
+        if traceback and (seen := _STACK.match(stack)):  # as Starlette tells of a start or stop that failed
+            fields |= {"error": seen[2], "frames": [line.strip() for line in seen[1].splitlines() if " File " in line]}
+        if record.exc_info and record.exc_info[1]:
+            fields |= where_raised(record.exc_info[1])
+        self._log.log(record.levelno, "library", message=without_query(message) or "It failed.", **fields)
 
     @classmethod
     def install(cls, telemetry: Telemetry) -> None:
