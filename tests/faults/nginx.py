@@ -49,6 +49,11 @@ class Nginx(ServerProcess):
         assert self._folder is not None
         return Path(self._folder, "access.log").read_text().splitlines()
 
+    @property
+    def error_log(self) -> str:
+        assert self._child is not None
+        return self._child.output
+
     def stop(self) -> None:
         super().stop()
         if self._folder is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -74,6 +75,23 @@ async def test_a_call_whose_replica_dies_is_not_sent_to_another(own_valkey: Valk
             answer = await calling
             assert answer.status_code == (200 if resends else 502)
             assert await fleet.executions("a") == (2 if resends else 1)
+
+
+@pytest.mark.parametrize("quotes", [False, True])
+async def test_no_log_names_a_user_whose_replica_is_away(quotes: bool) -> None:
+    """`quotes` is the control: nginx's own error log quotes the query of /ws."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    async with Nginx([port], changes={"error_log /dev/null emerg;": ""} if quotes else None) as nginx:
+        async with client_of(nginx) as client:
+            upgrade = {"Connection": "upgrade", "Upgrade": "websocket"}
+            assert (await client.get("/ws?uid=annabel", headers=upgrade)).status_code == 502
+            assert (await client.post("/rpc")).status_code == 502
+        async with asyncio.timeout(20):
+            while "POST /rpc" not in nginx.error_log:
+                await asyncio.sleep(0.01)
+        assert ("annabel" in nginx.error_log) is quotes
+        assert "annabel" not in "\n".join(nginx.access_log)
 
 
 def test_the_time_outs_agree_with_the_service() -> None:
