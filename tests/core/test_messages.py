@@ -150,10 +150,13 @@ def test_encoding() -> None:
     values = [
         datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC),
         Stamp(2025, 1, 2, 5, 4, 5, tzinfo=paris),
+        Stamp(2025, 1, 2, 5, 4, 5, 7),
         Decimal("1.10"),
         b"ab",
     ]
-    assert encode(values) == b'["2025-01-02T03:04:05Z","2025-01-02T03:04:05Z","1.10","YWI="]'
+    assert (
+        encode(values) == b'["2025-01-02T03:04:05Z","2025-01-02T03:04:05Z","2025-01-02T05:04:05.000007","1.10","YWI="]'
+    )
     with pytest.raises(TypeError):
         encode(object())
 

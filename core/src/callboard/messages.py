@@ -41,7 +41,9 @@ def check_identifier(value: str, what: str = "uid") -> str:
 
 def _encode_other(value: object) -> object:
     if isinstance(value, datetime):  # subclasses, such as Google's DatetimeWithNanoseconds
-        return datetime.fromtimestamp(value.timestamp(), UTC) if value.tzinfo else value.replace()
+        if value.tzinfo is None:
+            return datetime.combine(value.date(), value.time())
+        return datetime.fromtimestamp(value.timestamp(), UTC)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise TypeError(f"cannot encode a {type(value).__name__} as JSON")
