@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
@@ -337,6 +340,40 @@ async def test_too_large_is_answered_before_the_body_is_sent(service: Service) -
     answer = await service.raw(head + b"transfer-encoding: chunked\r\n\r\n1000\r\n" + b"x" * 0x1000)
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert service.router.calls == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [(AUTHORIZED, 413), ({**AUTHORIZED, "Content-Type": "text/plain"}, 415), ({"Authorization": "Bearer no"}, 403)],
+)
+async def test_a_client_that_sends_before_it_reads_gets_its_refusal(
+    service: Service, headers: dict[str, str], status: int
+) -> None:
+    """urllib says `Connection: close`, and reads nothing until all is sent; a closed socket would reset it."""
+    request = urllib.request.Request(f"http://{service.address}/rpc", b"x" * 8_000_000, headers)
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        await asyncio.to_thread(urllib.request.urlopen, request)
+    with refusal.value as answer:
+        assert answer.code == status
+        assert json.load(answer)["ok"] is False
+    assert service.router.calls == []
+
+
+async def test_not_all_of_an_endless_body_is_read(service: Service) -> None:
+    host, port = service.address.split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    head = b"POST /rpc HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nauthorization: Bearer t0ken\r\n"
+    writer.write(head + b"content-length: 2000000000\r\n\r\n")
+    sent = 0
+    with suppress(ConnectionError):
+        while sent < 2_000_000_000:
+            writer.write(b"x" * 1_000_000)
+            await writer.drain()
+            sent += 1_000_000
+    assert 16_000_000 <= sent < 100_000_000
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 async def test_a_client_that_leaves_in_the_middle_calls_nothing(service: Service) -> None:

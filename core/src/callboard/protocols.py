@@ -2,7 +2,8 @@
 
 uvicorn waits for ever for a request's head or body, takes heads of any size, and answers frames as fast as they come.
 Here a head has 10 s, 64 KiB and 128 fields, a body 60 s, and a WebSocket 500 frames a second. What is left of a request
-that was refused before it had come whole has as much as a head; then the connection ends.
+that was refused before it had come whole has as much as a head; then the connection ends. A connection ends politely:
+who still sends is heard out, up to 16 MiB and for 5 s, for to a peer that is cut off its answer is lost.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ MAX_PIPELINED = 16
 MAX_FRAMES_PER_S = 500
 MAX_FRAGMENTS = 1_024
 _LINGER_S = 5.0
+_LINGER_BYTES = 16 * 1024 * 1024
 _SLICE_BYTES = 4_096
 
 
@@ -71,6 +73,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = False
         self._in_rest = False
         self._is_over = False
+        self._linger: asyncio.TimerHandle | None = None
         self._unused_bytes = 0
         self._head_bytes = 0
         self._refusal: CallError | None = None
@@ -83,7 +86,9 @@ class HttpProtocol(HttpToolsProtocol):
     @property
     def is_waiting(self) -> bool:
         """Nothing is being done for it."""
-        return not self._is_over and (self.cycle is None or self.cycle.response_complete)
+        if self._is_over:
+            return self._linger is not None
+        return self.cycle is None or self.cycle.response_complete
 
     @property
     def timeout_s(self) -> float | None:
@@ -100,16 +105,20 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_over = True
+        if self._linger is not None:
+            self._linger.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_over:
-            return
         self._unused_bytes += len(data)
+        if self._is_over:
+            if self._unused_bytes > _LINGER_BYTES:
+                self.drop()
+            return
         super().data_received(data)
         if self._unused_bytes > MAX_HEAD_BYTES:  # one field, a chunk's extension, a trailer, or nothing but line ends
             if self._in_rest:
-                self._end()
+                self.end()
             else:
                 self._refusal = HeadTooLarge()
                 self.send_400_response("")
@@ -160,7 +169,10 @@ class HttpProtocol(HttpToolsProtocol):
         hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0") or not self.url.isascii():
             raise ValueError("not exactly one Host, or not an URL")
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self.cycle.transport = _WayOut(self.transport)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         if not self._in_rest:
@@ -178,7 +190,17 @@ class HttpProtocol(HttpToolsProtocol):
 
     # -- the end of a request
 
+    def close(self) -> None:
+        """A request has its answer, and the connection is not to be kept."""
+        if self._is_over or self.cycle.more_body or self.pipeline:
+            self.end()
+        else:
+            self.transport.close()
+
     def on_response_complete(self) -> None:
+        if self._linger is not None:
+            self.server_state.total_requests += 1
+            return
         unread = self.cycle.more_body and not self.pipeline
         super().on_response_complete()
         self.since = self.loop.time()
@@ -203,16 +225,39 @@ class HttpProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.write(refusal(error))
-        self._end()
+        self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """Send what there is to send, and then nothing; hear the peer out for a moment, or it sees a reset instead."""
+        if self._linger is not None or self.transport.is_closing():
+            return
         self._is_over = True
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            self.loop.call_later(_LINGER_S, self.transport.abort)
-        else:
+        self._unset_keepalive_if_required()
+        if not self.transport.can_write_eof():
             self.transport.close()
+            return
+        self._unused_bytes = 0
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._linger = self.loop.call_later(_LINGER_S, self.transport.abort)
+
+
+class _WayOut:
+    """The connection as a request's answer leaves by it: uvicorn closes it where it is to end."""
+
+    __slots__ = ("_transport", "is_closing", "write")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+
+    def close(self) -> None:
+        protocol = self._transport.get_protocol()
+        if isinstance(protocol, HttpProtocol):
+            protocol.close()
+        else:
+            self._transport.close()
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
