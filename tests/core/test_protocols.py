@@ -210,6 +210,47 @@ async def test_pipelined_requests_are_answered_in_order(service: Running) -> Non
         assert [(await response(reader))[1]["data"] for _ in range(5)] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("chunked", [True, False], ids=["chunks", "a length"])
+async def test_another_protocol_that_is_offered_is_declined(service: Running, chunked: bool, at_once: bool) -> None:
+    """As Java's client offers it with whatever it sends; the body is not taken for a request of its own."""
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+    whole = CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY) if chunked else GOOD
+    head, _, body = whole.replace(TOKEN, offer + TOKEN).partition(b"\r\n\r\n")
+    async with connected(service) as (reader, writer):
+        for _ in range(2):
+            pieces = (head + b"\r\n\r\n" + body + GOOD,) if at_once else (head[:-9], head[-9:] + b"\r\n\r\n", body)
+            for piece in pieces:
+                writer.write(piece)
+                async with connected(service) as (other, other_writer):
+                    other_writer.write(GOOD)
+                    await response(other)
+            assert (await response(reader))[1]["data"] == 1
+            if at_once:
+                assert (await response(reader))[1]["data"] == 1
+
+
+async def test_a_request_inside_the_body_of_an_offer_is_not_answered(service: Running) -> None:
+    hidden = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+    offer = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: x\r\nContent-Length: %d\r\n\r\n"
+    async with connected(service) as (reader, writer):
+        writer.write(offer % len(hidden) + hidden + GOOD.replace(b"[1]", b"[2]"))
+        assert (await response(reader))[1]["status"] == "ok"
+        assert (await response(reader))[1]["data"] == 2
+
+
+async def test_a_websocket_does_not_begin_before_an_answer_that_is_due(service: Running) -> None:
+    (echo,) = service.callboard.plugins.all[0].services
+    async with connected(service) as (reader, writer):
+        writer.write(GOOD.replace(b"echo", b"hold").replace(b"[1]", b"[ ]") + UPGRADE + b"\r\n")
+        async with connected(service) as (other, other_writer):
+            other_writer.write(GOOD)
+            assert (await response(other))[0] == 200
+        echo.may_end.set()  # type: ignore[attr-defined]
+        assert (await response(reader))[1]["data"] is True
+        await ended(reader)
+
+
 async def test_what_follows_a_good_request_does_not_take_its_answer(service: Running) -> None:
     async with connected(service) as (reader, writer):
         writer.write(GOOD + b"\x00 no request\r\n\r\n")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
@@ -88,6 +89,10 @@ class HttpProtocol(HttpToolsProtocol):
         """Nothing is being done for it."""
         if self._is_over:
             return self._linger is not None
+        return self._all_is_answered
+
+    @property
+    def _all_is_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     @property
@@ -115,13 +120,35 @@ class HttpProtocol(HttpToolsProtocol):
             if self._unused_bytes > _LINGER_BYTES:
                 self.drop()
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            else:
+                self._decline_upgrade(data[upgrade.args[0] :])
+        except HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
         if self._unused_bytes > MAX_HEAD_BYTES:  # one field, a chunk's extension, a trailer, or nothing but line ends
             if self._in_rest:
                 self.end()
             else:
                 self._refusal = HeadTooLarge()
                 self.send_400_response("")
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read the request again as if it offered no other protocol. httptools takes the body of one that does for the
+        next request, which would let a body speak for whoever shares the connection to a proxy.
+        """
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
+        for name, value in self.headers:
+            if name != b"upgrade":
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.data_received(b"".join([*head, b"\r\n", rest]))
 
     def drop(self) -> None:
         """End the connection now; what was not yet sent is lost."""
@@ -169,9 +196,13 @@ class HttpProtocol(HttpToolsProtocol):
         hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0") or not self.url.isascii():
             raise ValueError("not exactly one Host, or not an URL")
-        before = self.cycle
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT" or (self._should_upgrade() and not self._all_is_answered):
+                raise ValueError("not for this service, or not yet")
+            if not self._should_upgrade():
+                return
         super().on_headers_complete()
-        if self.cycle is not before:
+        if not self.parser.should_upgrade():
             self.cycle.transport = _WayOut(self.transport)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
@@ -181,6 +212,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unused_bytes = 0
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         if self._in_rest:
             self._in_rest = False
