@@ -346,6 +346,19 @@ async def test_beyond_the_most_connections_idle_ones_go_before_the_newcomer(few:
         await ended(peers[0][0])
 
 
+async def test_websockets_leave_room_for_health_checks(few: int, service: Running) -> None:
+    url = service.url.replace("http", "ws") + "/ws?uid=demo"
+    async with AsyncExitStack() as stack:
+        screens = [
+            await stack.enter_async_context(connect(url, additional_headers={"Authorization": "Bearer test"}))
+            for _ in range(few)
+        ]
+        assert await closed(screens[-1]) == 3011
+        reader, writer = await stack.enter_async_context(connected(service))
+        writer.write(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await response(reader))[0] == 200
+
+
 # -- WebSockets
 
 

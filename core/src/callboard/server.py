@@ -68,7 +68,9 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=_KEEP_ALIVE_S,
             )
         )
-        self.server_state = Peers(most=_most_connections(raise_limit=own_process))
+        most = _most_connections(raise_limit=own_process)
+        self.server_state = Peers(most)
+        callboard.websockets.keep_within(most)
         self._callboard = callboard
         self._own_process = own_process
         self._until: float | None = None

@@ -125,6 +125,11 @@ class WebSocketGateway:
         self._admission.verify_token = verifier.verify
         self._reviews.verifier = verifier
 
+    def keep_within(self, connections: int) -> None:
+        """The process can hold so many in all: leave a tenth of them, or more, to calls and to health checks."""
+        self._max_open = min(self._max_open, max(1, connections * 8 // 10))
+        self._max_entering = min(self._max_entering, max(1, connections // 10))
+
     def routes(self) -> list[BaseRoute]:
         return [WebSocketRoute("/ws", self, name="ws")]
 
