@@ -4,7 +4,9 @@ import asyncio
 import gc
 import logging
 import resource
+import signal
 import socket
+import threading
 import traceback
 from contextlib import suppress
 from functools import partial
@@ -14,8 +16,10 @@ import uvloop
 from support import Recorded
 from uvicorn.logging import AccessFormatter
 
+from callboard.app import Callboard
 from callboard.errors import ConfigurationError
-from callboard.server import LibraryLogs, QueryStringFilter, _most_connections, listen, without_query
+from callboard.server import LibraryLogs, QueryStringFilter, Server, _most_connections, listen, without_query
+from callboard.settings import Settings, load
 
 
 def test_a_taken_port_is_a_clear_error() -> None:
@@ -37,6 +41,18 @@ def test_a_process_holds_as_many_peers_as_its_descriptors_allow(monkeypatch: pyt
     assert _most_connections(raise_limit=False) == 512
     assert _most_connections(raise_limit=True) == 20_000 - 512
     assert limits[-1] == (20_000, 20_000)
+
+
+def test_a_signal_is_heeded_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch, recorded: Recorded) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    settings = load(Settings, {"LISTENERS_SERVICE_TOKEN": "t0ken", "LISTENERS_REDIS_HOST": "127.0.0.1"})
+    server = Server(Callboard(settings, [], environ={}, telemetry=recorded.telemetry), own_process=False)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError):
+        server.handle_exit(signal.SIGTERM, None)
+    assert (server.should_exit, server._callboard.lifecycle.state) == (True, "draining")
 
 
 @pytest.mark.parametrize("ours", [True, False])

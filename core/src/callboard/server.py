@@ -80,10 +80,10 @@ class Server(uvicorn.Server):
             budget_s = self._callboard.settings.drain_timeout_s
             self._until = time.monotonic() + budget_s
             self._callboard.lifecycle.drain()
+            self.should_exit = True  # first: a thread cannot always be had
             last_resort = threading.Timer(budget_s, _exit_now, args=(1,))
             last_resort.daemon = True
             last_resort.start()
-            self.should_exit = True
         elif sig == signal.SIGINT:
             self._callboard.lifecycle.hurry()
 
