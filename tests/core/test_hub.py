@@ -241,6 +241,12 @@ async def test_metrics_name_prefixes_and_never_users(hub: Hub, bus: Bus, uid: st
     assert recorded.metric("callboard_event_lag_seconds_sum") >= 2
 
 
+async def test_what_is_no_event_is_not_counted_as_lost(hub: Hub, recorded: Recorded) -> None:
+    hub.count_lost([Frame('{"type":"pong"}', 15), Frame("{}", 2, label="user:")], "closed")
+    dropped = {"name": "callboard_events_dropped_total", "reason": "closed"}
+    assert [recorded.metric(**dropped, prefix=prefix) for prefix in ("user:", "")] == [1, 0]
+
+
 @pytest.mark.parametrize("protected", [True, False])
 async def test_a_socket_gets_a_message_that_comes_on_two_channels_once(
     make_settings: MakeSettings, connections: Connections, recorded: Recorded, uid: str, protected: bool

@@ -126,9 +126,10 @@ class Hub:
                 outbox.mark_gap()
 
     def count_lost(self, frames: Iterable[Frame], reason: str) -> None:
-        """Account for frames that were in an outbox and will not be written."""
+        """Account for events that were in an outbox and will not be written; a pong, which has no label, is none."""
         for frame in frames:
-            self._count_dropped(frame.label, reason)
+            if frame.label:
+                self._count_dropped(frame.label, reason)
 
     def _is_stale(self, key: tuple[str, str, str], fence: int) -> bool:
         """Whether a later owner of the same lease has been heard; the least recently heard are forgotten.
