@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
@@ -344,6 +345,30 @@ async def test_beyond_the_most_connections_idle_ones_go_before_the_newcomer(few:
         newest_writer.write(GOOD)
         assert (await response(newest))[0] == 200
         await ended(peers[0][0])
+
+
+async def test_who_comes_at_once_drops_no_more_than_it_takes(
+    monkeypatch: pytest.MonkeyPatch, valkey_server: ValkeyServer, recorded: Recorded
+) -> None:
+    monkeypatch.setattr("callboard.server._most_connections", lambda raise_limit: 100)
+    environ = {"LISTENERS_REDIS_HOST": "127.0.0.1", "LISTENERS_REDIS_PORT": str(valkey_server.port)}
+    async with serving(plugin, environ=environ, telemetry=recorded.telemetry) as service, AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(connected(service)) for _ in range(100)]
+        host, port = service.url.removeprefix("http://").split(":")
+        newcomers = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(3)]
+        for newcomer in newcomers:
+            reader, writer = await asyncio.open_connection(sock=newcomer)
+            writer.write(GOOD)
+            assert (await response(reader))[0] == 200
+            writer.close()
+        dropped = 0
+        for reader, writer in peers:
+            writer.write(GOOD)
+            try:
+                assert (await response(reader))[0] == 200
+            except (asyncio.IncompleteReadError, ConnectionError):
+                dropped += 1
+    assert dropped == 4  # two at a time
 
 
 async def test_websockets_leave_room_for_health_checks(few: int, service: Running) -> None:

@@ -153,6 +153,10 @@ class HttpProtocol(HttpToolsProtocol):
     def drop(self) -> None:
         """End the connection now; what was not yet sent is lost."""
         self._is_over = True
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        self.connections.discard(self)  # now: others may come before the loop says that it is lost
         self.transport.abort()
 
     def expire(self) -> None:
