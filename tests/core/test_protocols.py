@@ -205,6 +205,32 @@ async def test_a_body_that_comes_after_its_answer_is_read_and_the_connection_kep
         assert (await response(reader))[0] == 200
 
 
+@pytest.fixture
+def soon_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("callboard.server._KEEP_ALIVE_S", 1)
+
+
+async def test_a_request_right_behind_a_late_body_has_its_time(soon_idle: None, service: Running) -> None:
+    (echo,) = service.callboard.plugins.all[0].services
+    async with connected(service) as (reader, writer), connected(service) as (idle, idle_writer):
+        writer.write(GOOD.replace(TOKEN, b"")[: -len(BODY)])
+        assert (await response(reader))[0] == 401
+        writer.write(BODY + GOOD.replace(b"echo", b"hold").replace(b"[1]", b"[ ]"))
+        idle_writer.write(GOOD)
+        assert (await response(idle))[0] == 200
+        await ended(idle)
+        echo.may_end.set()  # type: ignore[attr-defined]
+        assert (await response(reader))[1]["data"] is True
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_only_a_client_of_http_1_1_is_told_to_continue(service: Running, version: bytes) -> None:
+    async with connected(service) as (reader, writer):
+        writer.write(GOOD.replace(b"1.1", version).replace(TOKEN, TOKEN + b"Expect: 100-continue\r\n"))
+        first = await reader.readline()
+        assert (b" 100 " in first) is (version == b"1.1")
+
+
 async def test_pipelined_requests_are_answered_in_order(service: Running) -> None:
     async with connected(service) as (reader, writer):
         writer.write(b"".join(GOOD.replace(b"[1]", b"[%d]" % n) for n in range(5)))

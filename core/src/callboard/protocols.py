@@ -172,6 +172,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("pipelined without end")
+        self._unset_keepalive_if_required()  # set in the midst of these bytes, by the end of what was left unread
         super().on_message_begin()
         self.since = self.loop.time()
         self._in_head = True
@@ -205,6 +206,8 @@ class HttpProtocol(HttpToolsProtocol):
                 raise ValueError("not for this service, or not yet")
             if not self._should_upgrade():
                 return
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False
         super().on_headers_complete()
         if not self.parser.should_upgrade():
             self.cycle.transport = _WayOut(self.transport)  # type: ignore[assignment]
