@@ -52,7 +52,7 @@ class Sample(Service):
     async def echo(self, value: Any) -> Any:
         return value
 
-    @method
+    @method(aliases=("OLD.write",))
     async def write(self, value: int = 0) -> int:
         self.runs.append(value)
         return len(self.runs)
@@ -377,6 +377,12 @@ async def test_a_retry_gets_the_first_answer_and_the_work_happens_once(rig: Rig)
     assert (data(first), first.replayed) == (1, False)
     assert (data(again), again.replayed, again.reply.trace_id) == (1, True, "two")
     assert rig.service.runs == [7]
+
+
+async def test_a_retry_by_another_name_of_the_method_gets_the_first_answer(rig: Rig) -> None:
+    key = new_id()
+    answers = [await rig(name, 7, idempotency_key=key) for name in ("OLD.write", "write")]
+    assert [(data(answer), answer.replayed) for answer in answers] == [(1, False), (1, True)]
 
 
 async def test_concurrent_duplicates_run_once(rig: Rig) -> None:

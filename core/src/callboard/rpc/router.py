@@ -117,7 +117,7 @@ class Router:
         deadline = started + (timeout_s if declared.timeout_s is None else min(timeout_s, declared.timeout_s))
         arguments = endpoint.binding.bind(call.args, call.kwargs)
         keyed = declared.effect == "write" and declared.keyed and call.idempotency_key is not None
-        record = record_of(credential.name, call, endpoint.name) if keyed else None
+        record = record_of(credential.name, call, endpoint.canonical) if keyed else None
         context = Context(
             self._publish, asyncio.get_running_loop(), method=endpoint.name, caller=credential.name,
             user_id=call.user_id, session_id=call.session_id, trace_id=trace_id, traceparent=traceparent,

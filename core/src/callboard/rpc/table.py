@@ -21,9 +21,10 @@ from callboard.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One row of the table: a method, ready to be called."""
+    """One row of the table: a method, ready to be called. `name` may be an alias of the `canonical` one."""
 
     name: str
+    canonical: str
     namespace: str
     plugin: str
     function: Callable[..., Any]
@@ -59,11 +60,12 @@ class Table:
         )
         rows: dict[str, Endpoint] = {}
         for name, function, declared in service.methods():
-            for full in (f"{namespace}.{name}", *(a if "." in a else f"{namespace}.{a}" for a in declared.aliases)):
+            canonical = f"{namespace}.{name}"
+            for full in (canonical, *(a if "." in a else f"{namespace}.{a}" for a in declared.aliases)):
                 owner = rows.get(full) or self._rows.get(full)
                 if owner is not None:
                     raise ConfigurationError(f"{full} is declared by {owner.plugin} and by {plugin}")
-                rows[full] = _endpoint(full, namespace, plugin, function, declared, bulkhead)
+                rows[full] = _endpoint(full, canonical, namespace, plugin, function, declared, bulkhead)
         self._rows.update(rows)
         self._bulkheads[namespace] = bulkhead
         self._owners[namespace] = plugin
@@ -108,12 +110,13 @@ class Table:
 
 
 def _endpoint(
-    full: str, namespace: str, plugin: str, function: Callable[..., Any], declared: Method, bulkhead: Bulkhead
-) -> Endpoint:
+    full: str, canonical: str, namespace: str, plugin: str, function: Callable[..., Any], declared: Method,
+    bulkhead: Bulkhead,
+) -> Endpoint:  # fmt: skip
     name = full.partition(".")[2]
     if name.startswith("_") or "__" in name or not name.isidentifier():
         raise ConfigurationError(f"{plugin}: {full} cannot be a method: its name is private or not an identifier")
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         raise ConfigurationError(f"{plugin}: {full} is a generator; a method returns one value")
     on_thread = not inspect.iscoroutinefunction(function)
-    return Endpoint(full, namespace, plugin, function, declared, Binding(function), bulkhead, on_thread)
+    return Endpoint(full, canonical, namespace, plugin, function, declared, Binding(function), bulkhead, on_thread)
