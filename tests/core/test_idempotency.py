@@ -13,6 +13,7 @@ from support import MakeSettings, Recorded, settings_on
 from callboard.connections import Connections
 from callboard.errors import DeadlineExceeded, KeyReused, OutcomeUnknown, Unavailable
 from callboard.messages import Call, ErrorBody, new_id
+from callboard.rpc import idempotency
 from callboard.rpc.idempotency import (
     MAX_ANSWER_BYTES,
     Idempotency,
@@ -22,7 +23,7 @@ from callboard.rpc.idempotency import (
     record_of,
 )
 from callboard.rpc.records import Claim
-from callboard_local import Deployment, ValkeyServer
+from callboard_local import Deployment, FaultProxy, ValkeyServer
 
 pytestmark = pytest.mark.anyio
 UNKNOWN = ErrorBody("ABORTED", OutcomeUnknown().message, details={"outcome": "unknown"})
@@ -408,6 +409,94 @@ async def test_a_claim_that_redis_executes_late_does_not_block_the_key(
                 await asyncio.sleep(0.02)
         assert not await connections.commands.exists(f"callboard:idem:{record}")
         await owned(records, record)
+
+
+async def test_what_a_long_outage_refuses_does_not_pile_up(
+    own_valkey: ValkeyServer, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency, "_MAX_DELAYED", 30)
+    settings = settings_on(own_valkey)
+    async with (
+        Connections(settings, recorded.telemetry) as connections,
+        Idempotency(settings, connections, recorded.telemetry, lease_ttl_s=1.2) as records,
+    ):
+        record = new_id()
+        first = await owned(records, record)
+        await own_valkey.kill()
+        for _ in range(100):
+            with pytest.raises(Unavailable):
+                await claim(records, new_id())
+        assert len(records._delayed) == 30
+        await records.finish(first, StoredAnswer(True, data=Raw(b"1")))
+        assert first.owner in records._delayed  # an answer always finds its place
+        await own_valkey.restart()
+        async with asyncio.timeout(20):
+            while records._delayed:
+                await asyncio.sleep(0.02)
+        assert await said(records, record) == b"1"
+
+
+async def test_a_lease_is_kept_however_much_there_is_to_tell(own_valkey: ValkeyServer, recorded: Recorded) -> None:
+    async with FaultProxy(own_valkey.host, own_valkey.port) as proxy:
+        settings = settings_on(proxy)
+        async with (
+            Connections(settings, recorded.telemetry) as connections,
+            Idempotency(settings, connections, recorded.telemetry, lease_ttl_s=2.0) as records,
+        ):
+            record = new_id()
+            first = await owned(records, record)
+            await records.begin(first)
+            proxy.delay_s = 0.05
+            for _ in range(1_000):  # fifty turns of 100 ms
+                never_began = Claim(new_id(), new_id(), "f")
+                records._delayed[never_began.owner] = _Ending(never_began)
+            duplicate = asyncio.create_task(claim(records, record, within_s=60))
+            async with asyncio.timeout(50):
+                while records._delayed:
+                    await asyncio.wait({duplicate}, timeout=0.02)
+            assert not duplicate.done()  # neither told that the outcome is unknown nor let in
+            await records.finish(first, StoredAnswer(True, data=Raw(b"1")))
+            assert bytes((await duplicate).data) == b"1"  # type: ignore[union-attr,arg-type]
+
+
+async def test_an_end_that_redis_refuses_for_good_holds_up_no_other(
+    records: Idempotency, admin: Redis, recorded: Recorded
+) -> None:
+    broken, whole = new_id(), new_id()
+    for record in (broken, whole):
+        given_up = await owned(records, record)
+        records._delayed[given_up.owner] = _Ending(given_up)
+    await admin.set(f"callboard:idem:{broken}", "no record", ex=60)
+    await records._end_delayed()
+    assert not records._delayed
+    assert not records._held
+    assert isinstance(await claim(records, whole), Claim)
+    assert len(recorded.lines("task_failed")) == 1
+
+
+async def test_what_never_began_is_given_up_when_the_service_stops(
+    make_settings: MakeSettings, connections: Connections, recorded: Recorded, records: Idempotency
+) -> None:
+    begun, waiting = new_id(), new_id()
+    async with Idempotency(make_settings(), connections, recorded.telemetry) as stopping:
+        await stopping.begin(await owned(stopping, begun))
+        await owned(stopping, waiting)
+    assert isinstance(await claim(records, waiting), Claim)
+    with pytest.raises(DeadlineExceeded):
+        await claim(records, begun, within_s=0)
+
+
+async def test_a_lease_that_its_own_end_has_closed_is_not_lost(
+    records: Idempotency, connections: Connections, recorded: Recorded
+) -> None:
+    first = await owned(records, new_id())
+    await records.begin(first)
+    records._delayed[first.owner] = _Ending(first, b"{}")
+    await records._records.finish(first, b"{}")  # whose reply is still on its way
+    await records._renew([first])
+    assert recorded.metric("callboard_idempotency_total", outcome="lease_lost") == 0
+    await records._end_delayed()
+    assert recorded.metric("callboard_idempotency_total", outcome="stored") == 1
 
 
 async def test_without_memory_nothing_is_claimed_and_what_cannot_be_stored_holds_up_nothing(

@@ -580,6 +580,26 @@ async def test_a_call_whose_lease_was_lost_while_it_waited_for_a_slot_does_not_b
     assert endpoint.bulkhead.in_flight == 0
 
 
+async def test_a_call_whose_lease_redis_breaks_gives_its_slot_back(released: Rig, connections: Connections) -> None:
+    blocked = [asyncio.create_task(released("blocked_read")) for _ in range(2)]
+    while released.router.table.busy_threads() < 2:
+        await asyncio.wait(blocked, timeout=0.01)
+    waiting = asyncio.create_task(released("blocked_write", idempotency_key=new_id()))
+    held = released.router._idempotency._held
+    while not held:
+        await asyncio.wait({waiting}, timeout=0.01)
+    (claim,) = held.values()
+    claim.renewed_at -= 60
+    await connections.commands.set(f"callboard:idem:{claim.record}", "no record", ex=60)
+    released.service.gate.set()
+    assert code(await waiting) == "INTERNAL"
+    await asyncio.gather(*blocked)
+    assert released.service.runs == []
+    endpoint = released.router.table.get("SAMPLE.blocked_write")
+    assert endpoint is not None
+    assert endpoint.bulkhead.in_flight == 0
+
+
 async def test_waiting_for_a_slot_counts_against_the_deadline(released: Rig) -> None:
     blocked = [asyncio.create_task(released("blocked_read")) for _ in range(2)]
     while released.router.table.busy_threads() < 2:

@@ -1,8 +1,8 @@
 """A retry gets the first call's answer, and the work happens once (CONTRACT, Idempotency).
 
 `claim` gives the right to run a call, or the answer of the one that ran; `begin` makes sure of it right before the
-method runs; `finish` and `forget` end a claim. Between them the keeper renews the leases of long calls. What could not
-be told to Redis is told again until it is answered.
+method runs; `finish` and `forget` end a claim. Between them a keeper renews the leases of long calls. What could not
+be told to Redis is told again, by another, until it is answered.
 
 One key, one answer: the record's. A replica that was paused beyond its lease may find, when it is done, that others
 were told "unknown", or ran the call again; then its own caller is told the same as they.
@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import math
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -37,6 +38,10 @@ _LAST_LOOK_S = 0.1
 """A look that begins at the deadline may take this long: the answer may be there by then."""
 _TELL_AGAIN_S = 0.5
 _AT_ONCE = 20
+_MAX_DELAYED = 10_000
+"""A claim that fails while so many ends wait is not given up again. Those that Redis may have got, one to a connection,
+are among the first to fail; what is refused later has hardly left this process."""
+_LAST_ENDS_S = 5.0
 
 
 class StoredAnswer(msgspec.Struct, omit_defaults=True):
@@ -80,7 +85,10 @@ def fingerprint_of(call: Call) -> str:
 
 
 class Idempotency:
-    """The keyed calls of this replica. An async context manager: it keeps leases alive and sweeps dead ones."""
+    """The keyed calls of this replica. An async context manager: it keeps leases alive and sweeps dead ones.
+
+    What is still held when it closes and never began is given up: nobody will begin it.
+    """
 
     def __init__(
         self, settings: Settings, connections: Connections, telemetry: Telemetry, *, lease_ttl_s: float = LEASE_TTL_S
@@ -98,17 +106,25 @@ class Idempotency:
         self._untold = asyncio.Event()
         self._sweep_at = 0.0
         self._stopping = False
-        self._keeper: asyncio.Task[None] | None = None
+        self._keepers: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Idempotency:
-        self._keeper = asyncio.create_task(self._keep(), name="idempotency")
+        # Leases have a keeper of their own: however much there is to tell or to sweep, they do not lapse meanwhile.
+        for name, keep in (("leases", self._keep_leases()), ("records", self._keep_records())):
+            self._keepers.add(asyncio.create_task(keep, name=f"idempotency: {name}"))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._keeper:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
-        await self._end_delayed()
+        for keeper in self._keepers:
+            keeper.cancel()
+        if self._keepers:
+            await asyncio.wait(self._keepers)
+        for claim in self._held.values():
+            if not claim.began:
+                self._delayed.setdefault(claim.owner, _Ending(claim))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_ENDS_S):
+                await self._end_delayed()
         if lost := sum(ending.answer is not None for ending in self._delayed.values()):
             self._log.error("idempotency_lost", answers=lost)
 
@@ -161,8 +177,9 @@ class Idempotency:
             return await self._records.claim(claim, retry_safe=retry_safe)
         except BaseException:
             # Redis may have the request all the same, and answer nobody: what it then claims must not block the key.
-            self._delayed[claim.owner] = _Ending(claim, times=2)
-            self._untold.set()
+            if len(self._delayed) < _MAX_DELAYED:
+                self._delayed[claim.owner] = _Ending(claim, times=2)
+                self._untold.set()
             raise
 
     async def begin(self, claim: Claim) -> None:
@@ -205,7 +222,7 @@ class Idempotency:
         await self._end(_Ending(claim))
 
     async def _end(self, ending: _Ending) -> Ended | None:
-        """Tell Redis; None when it could not be told, and the keeper will."""
+        """Tell Redis; None when it could not be told, and a keeper will."""
         claim = ending.claim
         self._delayed[claim.owner] = ending
         try:
@@ -225,17 +242,29 @@ class Idempotency:
             self._outcomes.labels(ended.outcome if as_meant else "lease_lost").inc()
         return ended
 
-    async def _keep(self) -> None:
-        """Renew the leases of long calls, tell Redis what it missed, settle the records of owners that died."""
+    async def _keep_leases(self) -> None:
+        """Renew those of long calls."""
+        while True:
+            await asyncio.sleep(self._lease_ttl_s / 6)
+            await self._do(self._renew_due)
+
+    async def _keep_records(self) -> None:
+        """Tell Redis what it missed, settle what owners that died have left."""
         while True:
             await self._pause()
-            for duty in (self._renew_due, self._end_delayed, self._sweep_due):
-                try:
-                    await duty()
-                except Unavailable:
-                    continue  # told by the bus already; the next round tries again
-                except Exception as error:  # noqa: BLE001 - without the keeper every lease would lapse
-                    self._log.error("task_failed", task="idempotency", **where_raised(error))
+            await self._do(self._end_delayed)
+            await self._do(self._sweep_due)
+
+    async def _do(self, duty: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await duty()
+        except Unavailable:
+            pass  # told by the bus already; the next round tries again
+        except Exception as error:  # noqa: BLE001 - without its keeper every lease would lapse
+            self._has_failed(error)
+
+    def _has_failed(self, error: BaseException) -> None:
+        self._log.error("task_failed", task="idempotency", **where_raised(error))
 
     async def _pause(self) -> None:
         """A sixth of a lease's time; half a second when something waits to be told, before a retry finds it expired."""
@@ -246,10 +275,21 @@ class Idempotency:
         self._untold.clear()
 
     async def _end_delayed(self) -> None:
+        """Answers first: of them there are few, callers may ask for them, and they alone need memory."""
         delayed = list(self._delayed.values())
-        for start in range(0, len(delayed), _AT_ONCE):
+        await self._tell([ending for ending in delayed if ending.answer is not None])
+        await self._tell([ending for ending in delayed if ending.answer is None])
+
+    async def _tell(self, endings: Sequence[_Ending]) -> None:
+        for start in range(0, len(endings), _AT_ONCE):
+            some = endings[start : start + _AT_ONCE]
             # Beside each other: what cannot be told yet (its node is away, there is no memory) holds up no other.
-            ended = await asyncio.gather(*map(self._end, delayed[start : start + _AT_ONCE]))
+            ended = await asyncio.gather(*map(self._end, some), return_exceptions=True)
+            for ending, one in zip(some, ended, strict=True):
+                if isinstance(one, BaseException):  # refused for good: the key is no record, say
+                    self._delayed.pop(ending.claim.owner, None)
+                    self._held.pop(ending.claim.owner, None)
+                    self._has_failed(one)
             if all(one is None for one in ended):
                 return  # Redis is still away
 
@@ -274,7 +314,8 @@ class Idempotency:
                 continue  # not known; asked again
             if renewed != "lost":
                 claim.renewed_at = now
-            elif self._held.pop(claim.owner, None):
+            elif claim.owner in self._held and claim.owner not in self._delayed:  # else its own end tells
+                del self._held[claim.owner]
                 self._outcomes.labels("lease_lost").inc()
             if renewed == "restored":
                 self._outcomes.labels("restored").inc()

@@ -166,7 +166,7 @@ class Router:
         try:
             slot = await endpoint.bulkhead.enter(on_thread=endpoint.on_thread, deadline=deadline)
             await self._idempotency.begin(claim)
-        except (CallError, asyncio.CancelledError):
+        except BaseException:
             if slot is not None:
                 slot.leave()
             await self._idempotency.forget(claim)
