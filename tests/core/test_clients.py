@@ -16,10 +16,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from support import Recorded
 
+from callboard.clients import urgent
 from callboard.connections import Connections
 from callboard.messages import new_id
 from callboard.settings import Settings
-from callboard_local import ValkeyCluster, ValkeyServer
+from callboard_local import FaultProxy, ValkeyCluster, ValkeyServer
 
 pytestmark = pytest.mark.anyio
 
@@ -136,6 +137,31 @@ async def test_the_pool_is_bounded_and_its_queue_waits(own_valkey: ValkeyServer)
         await asyncio.gather(*(ours.commands.incr("n") for _ in range(300)))
         assert await ours.commands.get("n") == b"300"
         assert len(await ours.commands.client_list()) <= 3
+
+
+async def test_what_is_urgent_passes_a_crowd_of_which_nobody_is_sent_in_vain(own_valkey: ValkeyServer) -> None:
+    async def urgently(call: Awaitable[Any]) -> Any:
+        urgent.set(True)
+        return await call
+
+    async with (
+        FaultProxy(own_valkey.host, own_valkey.port) as proxy,
+        connected(int(proxy.port), max_connections=2, attempt_timeout_s=30, call_limit_s=6) as ours,
+    ):
+        await asyncio.gather(ours.commands.ping(), ours.commands.ping())
+        proxy.delay_s = 0.45  # the seventh turn would end a little after the limit
+        crowd = [asyncio.create_task(ended(ours.commands.incr("n"))) for _ in range(60)]
+        await asyncio.sleep(0)
+        late = asyncio.create_task(ended(ours.commands.get("k")))
+        lease = asyncio.create_task(urgently(ours.commands.get("lease")))
+        await asyncio.wait({late, lease}, return_when=asyncio.FIRST_COMPLETED)
+        assert lease.result() is None
+        assert not late.done()
+        outcomes = await asyncio.gather(*crowd)
+        assert isinstance(await late, redis.TimeoutError)
+    served = [outcome for outcome in outcomes if isinstance(outcome, int)]
+    assert 0 < len(served) < len(outcomes)
+    assert own_valkey.ask("GET", "n") == str(len(served))
 
 
 # -- a lost reply -----------------------------------------------------------------------------------------------------

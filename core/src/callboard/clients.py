@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any, TypeAlias, cast
 
 import hiredis
@@ -17,7 +18,13 @@ from redis.asyncio.cluster import ClusterPipeline
 Reply: TypeAlias = "list[Any] | Exception"
 """One pub/sub reply: `[b"message", channel, data]`, `[b"subscribe", channel, count]`, …, or a refusal."""
 
+urgent: ContextVar[bool] = ContextVar("urgent", default=False)
+"""Set in a task whose calls must not queue behind those of callers, however many wait: it keeps leases alive."""
+
 _READ_BYTES = 65_536
+_URGENT_SLOTS = 8
+_LOOK_UP_SLOTS = 8
+"""The look-up of a cluster's nodes takes no slot."""
 
 
 class Trust:
@@ -145,16 +152,24 @@ class Subscriber:
 
 
 class Bounds:
-    """How many calls of a client run at a time, and how long one may take, its wait for a slot included."""
+    """How many calls of a client run at a time, and how long one may take, its wait for a slot included.
+
+    A crowd that waits longer than it may is refused, and what is `urgent` has slots of its own meanwhile. Whoever gets
+    a slot late has a third of the time left: else all would be sent, and given up a moment before their answers.
+    """
 
     def __init__(self, limit_s: float, slots: int) -> None:
-        self.slots = slots
+        self.most_at_a_time = slots + _URGENT_SLOTS
         self._limit_s = limit_s
         self._free = asyncio.Semaphore(slots)
+        self._free_if_urgent = asyncio.Semaphore(_URGENT_SLOTS)
 
     async def run(self, call: Any, *args: Any, **options: Any) -> Any:
+        free = self._free_if_urgent if urgent.get() else self._free
+        ends_at = asyncio.get_running_loop().time() + self._limit_s
         try:
-            async with asyncio.timeout(self._limit_s), self._free:
+            async with asyncio.timeout_at(ends_at - self._limit_s / 3) as limit, free:
+                limit.reschedule(ends_at)
                 return await call(*args, **options)
         except TimeoutError as error:
             raise redis.TimeoutError(f"no answer within {self._limit_s:g} s") from error
@@ -193,7 +208,7 @@ class BoundedCluster(RedisCluster):
         self, bounds: Bounds, host: str, port: int, tls: ssl.SSLContext | None, trust: Trust, **options: Any
     ) -> None:
         # A node refuses, rather than waits, when all its connections are in use: the slots do the waiting.
-        super().__init__(host, port, max_connections=bounds.slots + 8, **options)
+        super().__init__(host, port, max_connections=bounds.most_at_a_time + _LOOK_UP_SLOTS, **options)
         self._bounds = bounds
         self._look: asyncio.Task[None] | None = None
         ours = {"tls": tls, "trust": trust}

@@ -26,7 +26,7 @@ from typing import Any, Literal, Self
 
 from redis.exceptions import RedisError
 
-from callboard.clients import Reply, Subscriber
+from callboard.clients import Reply, Subscriber, urgent
 from callboard.connections import Connections, redis_errors
 from callboard.errors import InvalidArgs, Unavailable
 from callboard.events.subscriptions import Subscriptions
@@ -343,11 +343,14 @@ class Bus:
         self._probe_nonce = new_id().encode()
         while True:
             sent_at = time.monotonic()
+            before = urgent.set(True)
             try:
                 await self.publish_raw(self._probe_channel, self._probe_nonce)
             except Unavailable:  # the publisher's trouble alone need not cost the subscriptions: until the time-out
                 await asyncio.sleep(self._probe_timeout_s / 10)
                 continue
+            finally:
+                urgent.reset(before)
             await self._echo
             return time.monotonic() - sent_at
 

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from callboard.clients import urgent
 from callboard.errors import InvalidArgs, Unavailable
 from callboard.events.bus import Bus
 from callboard.fleet.attendance import Attendance
@@ -289,6 +290,7 @@ class Listeners:
             heed_cancellation()
 
     async def _renew(self) -> None:
+        urgent.set(True)
         # With the pause between two turns less than the time for which a lease is firm: a turn that waits for an answer
         # which does not come must not make the others' leases mute.
         await self._roster.renew(self._lease_ttl_s / 4)

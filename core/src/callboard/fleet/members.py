@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from callboard.clients import urgent
 from callboard.connections import Connections, redis_errors
 from callboard.errors import Unavailable
 from callboard.fleet import scripts
@@ -107,6 +108,7 @@ class Members:
         self._see({entry: float(score) for entry, score in zip(answer[::2], answer[1::2], strict=True)})
 
     async def _beat_for_ever(self) -> None:
+        urgent.set(True)
         while not self._leaving.is_set():
             try:
                 await self.beat()

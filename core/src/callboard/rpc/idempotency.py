@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import Raw
 
+from callboard.clients import urgent
 from callboard.connections import Connections
 from callboard.errors import CallError, DeadlineExceeded, KeyReused, OutcomeUnknown, Unavailable
 from callboard.messages import Call, ErrorBody, Reply, encode_canonical, new_id
@@ -244,6 +245,7 @@ class Idempotency:
 
     async def _keep_leases(self) -> None:
         """Renew those of long calls."""
+        urgent.set(True)
         while True:
             await asyncio.sleep(self._lease_ttl_s / 6)
             await self._do(self._renew_due)
