@@ -12,6 +12,7 @@ from support import Address, MakeSettings, Recorded, administering, settings_on
 
 from callboard.connections import Connections
 from callboard_local import ValkeyServer
+from callboard_local.session_loop import grpc_stays as grpc_stays
 
 OUR_PACKAGES = [
     "callboard",

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import grpc
 import pytest
 from blockbuster import blockbuster_ctx
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -17,6 +16,7 @@ from google.cloud.firestore import AsyncClient
 
 from callboard_firebase import Batch, Firebase, FirebaseSettings, ListenEngine, ListenOptions
 from callboard_local.session_loop import anyio_backend as anyio_backend
+from callboard_local.session_loop import grpc_stays as grpc_stays
 from callboard_local.session_loop import one_event_loop as one_event_loop
 
 
@@ -53,14 +53,6 @@ async def listening(address: str, project: str, options: ListenOptions = QUICK) 
         ListenEngine(firebase.client, options) as engine,
     ):
         yield Listening(firebase.client, engine)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def grpc_stays() -> Iterator[None]:
-    """gRPC ends with its last channel, and then waits for a thread: in whatever test that channel is collected."""
-    grpc.aio.init_grpc_aio()
-    yield
-    grpc.aio.shutdown_grpc_aio()
 
 
 @pytest.fixture(autouse=True)

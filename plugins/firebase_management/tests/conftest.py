@@ -22,6 +22,7 @@ from callboard.telemetry import Telemetry
 from callboard_firebase_management import FirebaseManagement
 from callboard_local import StripeControl, StripeProcess
 from callboard_local.session_loop import anyio_backend as anyio_backend
+from callboard_local.session_loop import grpc_stays as grpc_stays
 from callboard_local.session_loop import one_event_loop as one_event_loop
 
 

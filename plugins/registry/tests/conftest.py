@@ -19,6 +19,7 @@ from callboard.telemetry import Telemetry
 from callboard_firebase import Firebase, FirebaseSettings
 from callboard_local import ValkeyServer
 from callboard_local.session_loop import anyio_backend as anyio_backend
+from callboard_local.session_loop import grpc_stays as grpc_stays
 from callboard_local.session_loop import one_event_loop as one_event_loop
 from callboard_registry.mirror import Entry
 
