@@ -63,7 +63,7 @@ async def test_a_watched_thread_is_told_of(
         assert [one["id"] for one in message.payload["raw_messages"]] == [sent]
 
         # Let go, it is listened to for no longer than its grace.
-        monkeypatch.setattr(running_service.callboard.listeners, "_grace_s", 0)
+        monkeypatch.setattr(running_service.callboard.listeners._attendance, "_grace_s", 0)
         await streams_until(realtime_server, realtime_namespace, 1)
         assert await running_service.call("FIREBASE_REALTIME.unwatch_thread", user, *place) == {
             "user_id": user,
