@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 import pytest
-from core.replicas import Replica, eventually, fall_silent, min_renewed, replica
+from core.replicas import ITEMS, Replica, eventually, fall_silent, min_renewed, replica
 from redis.asyncio import Redis
 
-from callboard.errors import Unavailable
 from callboard.fleet import roster
-from callboard.fleet.leases import Lease
+from callboard.fleet.declared import Instance
+from callboard.fleet.leases import Lease, Unknown
 from callboard.fleet.supervisor import Supervisor
 from callboard_local import ValkeyServer
 
@@ -104,7 +104,7 @@ async def test_a_lease_that_is_being_taken_at_the_drain_is_released(
         taken, drained = asyncio.Event(), asyncio.Event()
         acquire_many = one.listeners._leases.acquire_many
 
-        async def slow(wanted: Sequence[tuple[str, str]], ttl_s: float) -> list[Lease | Unavailable | None]:
+        async def slow(wanted: Sequence[tuple[str, str]], ttl_s: float) -> list[Lease | Unknown | None]:
             answers = await acquire_many(wanted, ttl_s)
             taken.set()
             await drained.wait()
@@ -144,10 +144,7 @@ async def test_some_are_lost_and_the_others_of_the_same_request_stay(own_valkey:
         assert all(after[each] > before[each] for each in changed)
 
 
-async def test_a_lease_that_cannot_be_renewed_costs_its_own_request_alone(
-    own_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(roster, "_AT_A_TIME", 5)
+async def test_a_key_that_is_no_lease_costs_no_other_lease_its_renewal(own_valkey: ValkeyServer) -> None:
     async with (
         replica(own_valkey, lease_ttl_s=60) as one,
         Redis(host=own_valkey.host, port=own_valkey.port) as client,
@@ -159,9 +156,34 @@ async def test_a_lease_that_cannot_be_renewed_costs_its_own_request_alone(
         asked_at = time.monotonic()
         await one.listeners._renew()
         late = [each for each in supervisors(one) if each.renewed_at < asked_at]
-        assert spoilt in late
-        assert len(late) == 5
-        assert [line["task"] for line in one.logged("task_failed")] == ["listeners: renew"]
+        assert late == [spoilt]
+        [told] = one.logged("task_failed")
+        assert (told["task"], told["listener"], told["refused"]) == ("listeners: renew", spoilt.declared.name, 1)
+
+
+async def test_a_key_that_is_no_lease_costs_its_own_listener_alone(own_valkey: ValkeyServer) -> None:
+    uids = [f"u{number}" for number in range(15)]
+    key = Instance("u7", ITEMS).lease_key
+    async with (
+        replica(own_valkey, lease_ttl_s=1.5) as one,
+        Redis(host=own_valkey.host, port=own_valkey.port) as client,
+    ):
+        await client.set(key, "no lease")
+        await asyncio.gather(*(one.presence.register(uid, f"{uid}.tab") for uid in uids))
+        await eventually(lambda: one.listeners.active_count() == len(uids) * PER_USER - 1)
+        assert not one.listeners.is_active("u7", ITEMS)
+        await client.delete(key)
+        await eventually(lambda: one.listeners.is_active("u7", ITEMS))  # found at a scan
+
+        await client.set(key, "no lease")  # while it runs: not renewed, it is mute; a restart finds that it has none
+        await eventually(lambda: [each["state"] for each in one.listeners.status()].count("muted") == 1)
+        await one.listeners.restart("u7", "items")
+        await eventually(lambda: not one.listeners.is_active("u7", ITEMS))
+        assert [line["code"] for line in one.logged("listener_error")] == ["INTERNAL"]
+        assert not one.logged("task_died")
+        assert one.listeners.active_count() == len(uids) * PER_USER - 1
+        await client.delete(key)
+        await eventually(lambda: one.listeners.is_active("u7", ITEMS))
 
 
 class Stalling:

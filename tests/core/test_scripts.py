@@ -110,6 +110,20 @@ async def test_a_defect_is_raised_as_it_is(own: Connections) -> None:
     assert own.state == "ok"
 
 
+async def test_a_defect_may_stand_in_the_place_of_its_answer_alone(own: Connections, own_valkey: ValkeyServer) -> None:
+    await own.commands.set("{3}set", "no set")
+    answers = await scripts.run_many(own, ADD, CALLS, defects=True)
+    assert isinstance(answers[3], ResponseError)
+    assert answers[:3] + answers[4:] == ANSWERS[:3] + ANSWERS[4:]
+    assert own.state == "ok"
+    own_valkey.pause()
+    try:
+        unknown = await scripts.run_many(own, ADD, CALLS, defects=True)
+    finally:
+        own_valkey.resume()
+    assert [type(answer) for answer in unknown] == [Unavailable] * len(CALLS)
+
+
 async def test_a_server_that_hangs_leaves_every_answer_unknown(own: Connections, own_valkey: ValkeyServer) -> None:
     await scripts.run_many(own, ADD, CALLS)
     own_valkey.pause()

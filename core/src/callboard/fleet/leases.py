@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
+
+from redis.exceptions import ResponseError
 
 from callboard.connections import Connections, redis_errors
 from callboard.errors import Unavailable
@@ -138,8 +140,15 @@ end
 """
 
 
+Unknown: TypeAlias = Unavailable | ResponseError
+"""What stands in the place of an answer: Redis cannot be reached, or refuses this one, whose key is no lease, say."""
+
+
 class Leases:
-    """Leases on Redis keys. Every method raises Unavailable when Redis cannot be reached."""
+    """Leases on Redis keys. Every method raises Unavailable when Redis cannot be reached.
+
+    A key that is no lease costs the others nothing. Of one alone it is redis-py's ResponseError.
+    """
 
     def __init__(self, connections: Connections, *, tombstone_s: float = TOMBSTONE_S) -> None:
         self._connections = connections
@@ -151,18 +160,18 @@ class Leases:
         Repeated with the same token it answers the same lease, its time starting anew.
         """
         [answer] = await self.acquire_many([(key, owner)], ttl_s)
-        if isinstance(answer, Unavailable):
+        if isinstance(answer, Unknown):
             raise answer
         return answer
 
-    async def acquire_many(self, wanted: Sequence[tuple[str, str]], ttl_s: float) -> list[Lease | Unavailable | None]:
+    async def acquire_many(self, wanted: Sequence[tuple[str, str]], ttl_s: float) -> list[Lease | Unknown | None]:
         """`acquire` for pairs of key and owner, in their order, in three round trips; a few hundred at a time.
 
-        Unavailable stands in the place of each whose answer is not known; it is raised when no lease can be had at all.
+        Unavailable is raised, too, when no lease can be had at all.
         """
         ttl_ms = int(ttl_s * 1000)
         free = await self._run_many(_IS_FREE, wanted)
-        found: list[Lease | Unavailable | None] = [one if isinstance(one, Unavailable) else None for one in free]
+        found: list[Lease | Unknown | None] = [one if isinstance(one, Unknown) else None for one in free]
         places = [place for place, one in enumerate(free) if one == 1]
         if not places:
             return found
@@ -171,7 +180,7 @@ class Leases:
         began = time.monotonic()
         answers = await self._run_many(_ACQUIRE, [(*wanted[place], ttl_ms) for place in places])
         for place, answer in zip(places, answers, strict=True):
-            if isinstance(answer, Unavailable):
+            if isinstance(answer, Unknown):
                 found[place] = answer
             elif answer:
                 (key, owner), (fence, taken_over) = wanted[place], answer
@@ -180,27 +189,24 @@ class Leases:
                 )
         return found
 
-    async def renew_many(self, held: Sequence[Lease]) -> list[bool | Unavailable]:
-        """`Lease.renew` for many, in their order, in one round trip; a few hundred at a time.
-
-        Unavailable stands in the place of each whose answer is not known.
-        """
+    async def renew_many(self, held: Sequence[Lease]) -> list[bool | Unknown]:
+        """`Lease.renew` for many, in their order, in one round trip; a few hundred at a time."""
         began = time.monotonic()
         answers = await self._run_many(_RENEW, [(one.key, one.owner, int(one.ttl_s * 1000)) for one in held])
         for lease, answer in zip(held, answers, strict=True):
-            if not isinstance(answer, Unavailable):
+            if not isinstance(answer, Unknown):
                 lease._heard(answer, began)
-        return [answer if isinstance(answer, Unavailable) else answer >= 0 for answer in answers]
+        return [answer if isinstance(answer, Unknown) else answer >= 0 for answer in answers]
 
-    async def release_many(self, held: Sequence[Lease]) -> list[bool | Unavailable]:
+    async def release_many(self, held: Sequence[Lease]) -> list[bool | Unknown]:
         """`Lease.release` for many, in one round trip; a few hundred at a time. False: it was another's by then.
 
-        Unavailable stands in the place of each whose answer is not known: it expires by itself.
+        One whose answer is not known expires by itself.
         """
         for lease in held:
             lease._renewed_at = _NEVER
         answers = await self._run_many(_RELEASE, [(one.key, one.owner, self._tombstone_ms) for one in held])
-        return [answer if isinstance(answer, Unavailable) else answer == 1 for answer in answers]
+        return [answer if isinstance(answer, Unknown) else answer == 1 for answer in answers]
 
     async def owner(self, key: str) -> str | None:
         """The token of whose lease on `key` runs now, by Redis' clock; None when nobody's does."""
@@ -209,15 +215,14 @@ class Leases:
 
     async def are_free(self, keys: Sequence[str]) -> list[bool]:
         """Whether nobody's lease runs on each of `keys` now, in one round trip; a few hundred at a time."""
-        answers = await scripts.run_all(self._connections, _IS_FREE, [((key,), ("",)) for key in keys])
-        return [answer == 1 for answer in answers]
+        return [answer == 1 for answer in await self._run_all(_IS_FREE, [(key, "") for key in keys])]
 
     async def nudge(self, keys: Sequence[str]) -> None:
         """Have the owners of the leases on `keys`, where there are any, find them `nudged` at their next renewal.
 
         A few hundred at a time.
         """
-        await scripts.run_all(self._connections, _NUDGE, [((key,), ()) for key in keys])
+        await self._run_all(_NUDGE, [(key,) for key in keys])
 
     async def sweep(self, look_again_s: float = 1_800) -> int:
         """Bury the leases that expired and were neither released nor taken over; their number.
@@ -228,7 +233,7 @@ class Leases:
         buried = 0
         while True:
             again, due = await self._run(_INDEX_TAKE_DUE, INDEX, _SWEEP_BATCH, int(look_again_s * 1000))
-            states = await scripts.run_all(self._connections, _SWEEP, [((key,), (self._tombstone_ms,)) for key in due])
+            states = await self._run_all(_SWEEP, [(key, self._tombstone_ms) for key in due])
             if over := [key for key, state in zip(due, states, strict=True) if state != b"held"]:
                 await self._run(_INDEX_DROP, INDEX, again, *over)
             buried += states.count(b"buried")
@@ -239,9 +244,18 @@ class Leases:
         with redis_errors(self._connections):
             return await scripts.run(self._connections, script, (key,), *args)
 
-    async def _run_many(self, script: str, calls: Sequence[tuple[str | int, ...]]) -> list[Any]:
-        """Each of `calls` is a key and its arguments."""
-        return await scripts.run_many(self._connections, script, [((str(key),), args) for key, *args in calls])
+    async def _run_many(self, script: str, calls: Sequence[tuple[str | bytes, *tuple[str | int, ...]]]) -> list[Any]:
+        """Each of `calls` is a key and its arguments. An answer that is not known is an Unknown."""
+        by_key: list[scripts.Call] = [((key,), args) for key, *args in calls]
+        return await scripts.run_many(self._connections, script, by_key, defects=True)
+
+    async def _run_all(self, script: str, calls: Sequence[tuple[str | bytes, *tuple[str | int, ...]]]) -> list[Any]:
+        """`_run_many` that raises Unavailable."""
+        answers = await self._run_many(script, calls)
+        for answer in answers:
+            if isinstance(answer, Unavailable):
+                raise answer
+        return answers
 
 
 class Lease:
@@ -265,7 +279,7 @@ class Lease:
     async def renew(self) -> bool:
         """Start its time anew. False: it expired, or is another's; it stays lost. Unavailable: not known."""
         [held] = await self._leases.renew_many([self])
-        if isinstance(held, Unavailable):
+        if isinstance(held, Unknown):
             raise held
         return held
 
@@ -281,7 +295,7 @@ class Lease:
     async def release(self) -> None:
         """Give it up for the next one to take at once. Nothing happens if it is another's by now."""
         [answer] = await self._leases.release_many([self])
-        if isinstance(answer, Unavailable):
+        if isinstance(answer, Unknown):
             raise answer
 
     def is_firm(self) -> bool:

@@ -10,10 +10,12 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from redis.exceptions import ResponseError
+
 from callboard.errors import Unavailable
 from callboard.events.bus import Bus
 from callboard.fleet.declared import Declared, Instance
-from callboard.fleet.leases import Lease, Leases
+from callboard.fleet.leases import Lease, Leases, Unknown
 from callboard.fleet.supervisor import Patience, Supervisor
 from callboard.messages import new_id
 from callboard.service import Thread, User
@@ -131,6 +133,7 @@ class Roster:
                     self._run(instance, lacking[instance], answer)
         finally:
             self._taking.difference_update(lacking)
+        self._tell_refused("take", list(lacking), answers)
         for answer in answers:
             if isinstance(answer, Unavailable):
                 raise answer
@@ -181,6 +184,7 @@ class Roster:
             del self._to_release[:_AT_A_TIME]
             try:
                 answers = await self._leases.release_many([lease for _, lease in some])
+                self._tell_refused("release", [instance for instance, _ in some], answers)
                 await self.released([instance for (instance, _), was in zip(some, answers, strict=True) if was is True])
             except Unavailable:
                 continue  # nobody was told: they find it free at their scan
@@ -212,9 +216,22 @@ class Roster:
         except Exception as error:  # noqa: BLE001 - the other batches' leases must not lapse for this one's
             self._telemetry.log.error("task_failed", task="listeners: renew", **where_raised(error))
             return
+        self._tell_refused("renew", [one.declared.instance(one.user.uid, one.thread) for one in batch], answers)
         for one, lease, held in zip(batch, leases, answers, strict=True):
-            if not isinstance(held, Unavailable):  # else: not firm for long any more, then mute
+            if not isinstance(held, Unknown):  # else: not firm for long any more, then mute
                 one.renewed(lease, held, began)
+
+    def _tell_refused(
+        self, task: str, instances: Sequence[Instance], answers: Sequence[Unknown | Lease | bool | None]
+    ) -> None:
+        """Log what is a defect, such as a key that is no lease: one of them, and how many there were."""
+        told = zip(instances, answers, strict=True)
+        refused = [(instance, answer) for instance, answer in told if isinstance(answer, ResponseError)]
+        for (uid, name, _), error in refused[:1]:
+            self._telemetry.log.error(
+                "task_failed", task=f"listeners: {task}", listener=name, uid=self._telemetry.user(uid),
+                refused=len(refused), **where_raised(error),
+            )  # fmt: skip
 
     def stop(self, instances: Iterable[Instance]) -> None:
         """Have them end and release their leases; does not wait for it, and may be repeated meanwhile."""

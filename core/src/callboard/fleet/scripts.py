@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeAlias
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from callboard.connections import Connections, redis_errors
 from callboard.errors import Unavailable
@@ -31,13 +31,19 @@ async def run(connections: Connections, script: str, keys: Sequence[str | bytes]
 
 
 async def run_many(
-    connections: Connections, script: str, calls: Sequence[Call], *, ahead: Sequence[Command] = ()
+    connections: Connections,
+    script: str,
+    calls: Sequence[Call],
+    *,
+    ahead: Sequence[Command] = (),
+    defects: bool = False,
 ) -> list[Any]:
     """Run a script on many keys, of any slots, in one pipeline: the answers in order.
 
     Commands `ahead` of them go in the same pipeline, and their answers come first; they too are harmless to repeat.
-    Where an answer is not known, Unavailable stands in its place: of a cluster's nodes, one may be away. A few hundred
-    at a time keep the event loop for a few milliseconds.
+    Where an answer is not known, Unavailable stands in its place: of a cluster's nodes, one may be away. A refusal that
+    is a defect (see `redis_errors`) is raised or, with `defects` true, stands in its place too: one key that is of
+    another type must not cost the others. A few hundred at a time keep the event loop for a few milliseconds.
     """
     if not calls:
         return []
@@ -55,9 +61,30 @@ async def run_many(
                 again = await _pipelined(connections, [by_text[number] for number in failed], raise_on_error=True)
         except Unavailable as error:
             again = [error] * len(failed)
+        except ResponseError:
+            if not defects:
+                raise
+            again = await _with_defects(connections, [by_text[number] for number in failed])
         for number, answer in zip(failed, again, strict=True):
             answers[number] = answer
     return answers
+
+
+async def _with_defects(connections: Connections, commands: Sequence[Command]) -> list[Any]:
+    try:
+        with redis_errors(connections):
+            answers = await _pipelined(connections, commands, raise_on_error=False)
+    except Unavailable as error:
+        return [error] * len(commands)
+    return [_kind_of(connections, answer) if isinstance(answer, Exception) else answer for answer in answers]
+
+
+def _kind_of(connections: Connections, error: Exception) -> Exception:
+    try:
+        with redis_errors(connections):
+            raise error
+    except (Unavailable, ResponseError) as kind:
+        return kind
 
 
 async def run_all(connections: Connections, script: str, calls: Sequence[Call]) -> list[Any]:

@@ -166,6 +166,9 @@ class Supervisor:
             lease = await self._acquire()
         except Unavailable:
             return False  # the fleet tries again when it finds the user online, which takes Redis too
+        except Exception as error:  # noqa: BLE001 - a key that is no lease, say: the fleet tries again
+            self.report(error, level="error")
+            return False
         if lease is not None:
             self.lease = lease
         heed_cancellation()
