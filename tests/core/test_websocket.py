@@ -8,7 +8,7 @@ import json
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -797,6 +797,29 @@ async def test_a_hurried_heartbeat_registers_what_redis_lost_at_once(
         desk.gateway.hurry()
         async with asyncio.timeout(20):
             while not await desk.presence.list_sessions(desk.uid):
+                await asyncio.sleep(0.005)
+
+
+async def test_a_heartbeat_that_is_hurried_again_and_again_leaves_no_session_out(
+    serve: Serve, make_settings: MakeSettings, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("callboard.gateway.sessions._BEATS_AT_A_TIME", 1)
+    tabs = [f"tab-{new_id()}" for _ in range(3)]
+    settings = make_settings()
+    async with replica(serve, settings, recorded, heartbeat_interval_s=3_600) as desk, AsyncExitStack() as stack:
+        for tab in tabs:
+            await stack.enter_async_context(desk.synced(session_id=tab))
+        keep_alive = desk.presence.keep_alive
+
+        async def flapping(sessions: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+            desk.gateway.hurry()
+            return await keep_alive(sessions)
+
+        monkeypatch.setattr(desk.presence, "keep_alive", flapping)
+        await desk.presence.unregister(tabs[-1])
+        desk.gateway.hurry()
+        async with asyncio.timeout(20):
+            while len(await desk.presence.list_sessions(desk.uid)) < len(tabs):
                 await asyncio.sleep(0.005)
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from callboard.errors import AlreadyExists, Unavailable
+from callboard.fleet.tasks import heed_cancellation
 from callboard.gateway.admission import Visit
 from callboard.messages import new_id
 from callboard.telemetry import Telemetry, where_raised
@@ -82,18 +83,19 @@ class Sessions:
             visits = list({_key(visit): visit for visit in self._visits()}.values())
             some = list(batches(visits, _BEATS_AT_A_TIME))
             pause_s = _HURRIED_PAUSE_S if hurried else self._heartbeat_interval_s / (len(some) or 2)
-            for batch in some:
+            for batch in some or [[]]:
                 await self._beat(batch)
-                await self._pause(pause_s)
-                if self._hurried.is_set():
+                heed_cancellation()
+                if hurried:  # to its end, or a bus that comes and goes would keep the last ones from their turn
+                    await asyncio.sleep(pause_s)
+                elif await self._is_hurried(pause_s):
                     break
-            if not some:
-                await self._pause(pause_s)
 
-    async def _pause(self, seconds: float) -> None:
+    async def _is_hurried(self, within_s: float) -> bool:
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(within_s):
                 await self._hurried.wait()
+        return self._hurried.is_set()
 
     async def _register(self, visit: Visit, *, move: bool = False) -> None:
         """Begin the session, or renew it; under a fresh id when this one is another user's and must not be moved."""
