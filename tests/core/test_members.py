@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -148,6 +149,33 @@ async def test_without_redis_the_last_known_count_and_an_empty_one_is_filled_aga
         assert one.logged("task_failed") == []
 
 
+async def test_whoever_beats_first_on_a_redis_that_lost_everything_is_not_alone(own_valkey: ValkeyServer) -> None:
+    async with (
+        member(own_valkey, "one", beat_s=NEVER_S) as one,
+        member(own_valkey, "two", beat_s=NEVER_S) as two,
+        Redis(host=own_valkey.host, port=own_valkey.port) as client,
+    ):
+        await eventually(lambda: one.members._scores and two.members._scores)  # each has said so once
+        await one.members.beat()
+        one.members._unsure_until = -math.inf  # as when the first beats are long over
+        one.members.changed.clear()
+        await client.delete(REPLICAS)
+        for _ in range(2):
+            await one.members.beat()
+            assert one.ids == {"one", "two"}
+        assert not one.members.changed.is_set()
+
+        one.members._unsure_until = -math.inf  # as after one more beat: the other has not come back
+        await one.members.beat()
+        assert one.ids == {"one"}
+        two.members.hurry()
+        async with asyncio.timeout(20):
+            while set(await entries(own_valkey)) != {"one", "two"}:
+                await asyncio.sleep(0.01)
+        await one.members.beat()
+        assert one.ids == {"one", "two"}
+
+
 async def test_the_clock_of_a_replica_does_not_matter(
     own_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,7 +213,14 @@ async def test_an_entry_of_another_release_is_left_alone(own_valkey: ValkeyServe
     async with Redis(host=own_valkey.host, port=own_valkey.port) as client, member(own_valkey, "one") as one:
         later = time.time() * 1_000 + 60_000
         await client.zadd(
-            REPLICAS, {b"not JSON": later, b'{"id":"new","name":"n","more":1}': later, b'{"no":1}': later}
+            REPLICAS,
+            {
+                b"not JSON": later,
+                b"\xff": later,
+                b'{"id":"\xff"}': later,
+                b'{"id":"new","name":"n","more":1}': later,
+                b'{"no":1}': later,
+            },
         )
         await eventually(lambda: one.ids == {"one", "new"})  # more fields are of a newer one
         assert one.members.preferred("ann", "a.b") == "one"

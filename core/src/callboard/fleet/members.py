@@ -4,7 +4,8 @@
 counts as gone (milliseconds, by the server's clock). One that drains takes its entry out; one that died, or is paused,
 is gone after three beats that it missed. It is a preference, no more: who runs a listener is decided by its lease.
 
-Redis away: the last known replicas count, this one among them.
+Redis away: the last known replicas count, this one among them. They do for a moment more when it is back and has lost
+this one's entry, hence the others', too: whoever beats first would take itself for the only one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,13 +33,14 @@ REPLICAS = "callboard:replicas"
 _BEATS_TO_LIVE = 3.3
 """An entry's time to live, in beats: three of them may be missed, the last one by a little."""
 
-# ARGV: an entry, its time to live (ms). Returns: the entries of those that live, with their scores.
+# ARGV: an entry, its time to live (ms). Returns: whether it was there (0/1); those of all that live, with their scores.
 _BEAT = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+local known = redis.call('ZSCORE', KEYS[1], ARGV[1]) and 1 or 0
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
-return redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+return {known, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')}
 """
 
 
@@ -71,7 +74,9 @@ class Members:
         self._scores: dict[str, float] = {}
         self._left: dict[str, float] = {}
         self._namesakes: set[str] = set()
-        self._leaving = asyncio.Event()
+        self._unsure_until = -math.inf
+        self._leaving = False
+        self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         telemetry.metrics.replicas.set_function(lambda: len(self._alive))
 
@@ -88,7 +93,8 @@ class Members:
         if self._task is None:
             return
         task, self._task = self._task, None
-        self._leaving.set()
+        self._leaving = True
+        self._wake.set()
         await asyncio.wait({task})  # a beat under way comes to its end: later than what follows it would undo that
         self._are({member.id: member for member in self._alive.values() if member is not self.me})
         with redis_errors(self._connections):
@@ -100,16 +106,23 @@ class Members:
             self._left[member] = self._scores.get(member, -math.inf)
             self._are({each.id: each for each in self._alive.values() if each.id != member})
 
+    def hurry(self) -> None:
+        """Redis is back, and may have forgotten who lives: the next beat is due now."""
+        self._wake.set()
+
     async def beat(self) -> None:
         """Say that this replica lives, and see who else does. Unavailable."""
         ttl_ms = int(self._beat_s * 1_000 * _BEATS_TO_LIVE)
         with redis_errors(self._connections):
-            answer = await scripts.run(self._connections, _BEAT, (REPLICAS,), self._entry(), ttl_ms)
+            known, answer = await scripts.run(self._connections, _BEAT, (REPLICAS,), self._entry(), ttl_ms)
+        if not known:
+            self._unsure_until = time.monotonic() + self._beat_s
         self._see({entry: float(score) for entry, score in zip(answer[::2], answer[1::2], strict=True)})
 
     async def _beat_for_ever(self) -> None:
         urgent.set(True)
-        while not self._leaving.is_set():
+        while not self._leaving:
+            self._wake.clear()
             try:
                 await self.beat()
             except Unavailable:
@@ -119,7 +132,7 @@ class Members:
             heed_cancellation()
             try:
                 async with asyncio.timeout(self._beat_s * random.uniform(0.8, 1)):  # noqa: S311 - spreads replicas
-                    await self._leaving.wait()
+                    await self._wake.wait()
             except TimeoutError:
                 continue  # the next beat is due
 
@@ -131,11 +144,13 @@ class Members:
         for entry, score in entries.items():
             try:
                 member = msgspec.json.decode(entry, type=Member)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 continue  # of a release that says it otherwise: nothing is asked of it
             scores[member.id] = score
             if score > self._left.get(member.id, -math.inf):  # who was said to have left, and beats, has not
                 alive.setdefault(member.id, member)
+        if time.monotonic() < self._unsure_until:
+            alive = self._alive | alive
         self._left = {member: score for member, score in self._left.items() if member in scores}
         self._see_namesakes(alive, scores)
         self._scores = scores
@@ -144,7 +159,7 @@ class Members:
     def _see_namesakes(self, alive: dict[str, Member], scores: dict[str, float]) -> None:
         """Another process of this name that beats is no predecessor that was killed: the name was given twice."""
         namesakes = {each.id for each in alive.values() if each.name == self.me.name and each.id != self.me.id}
-        beating = {each for each in namesakes if scores[each] > self._scores.get(each, math.inf)}
+        beating = {each for each in namesakes if scores.get(each, -math.inf) > self._scores.get(each, math.inf)}
         if beating - self._namesakes:
             self._telemetry.log.error(
                 "replica_name_shared",
