@@ -28,6 +28,7 @@ from support import PLAIN
 
 from callboard.context import Context, current_context
 from callboard.errors import InvalidArgs, PermissionDenied, Unavailable
+from callboard.fleet import listeners
 from callboard.fleet.roster import Roster
 from callboard.fleet.supervisor import Patience
 from callboard.messages import Event
@@ -341,6 +342,30 @@ async def test_a_hurried_replica_makes_up_for_an_outage_at_once(own_valkey: Valk
         own_valkey.resume()
         one.listeners.hurry()
         await heard.until("notif.sync", 2)
+
+
+async def test_a_loop_that_is_hurried_again_and_again_has_a_turn_now_and_then(
+    own_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = []
+
+    async def work() -> None:
+        turns.append(time.monotonic())
+
+    async with replica(own_valkey) as one:
+        loop = asyncio.create_task(one.listeners._every(3_600, work))
+        await asyncio.sleep(0)
+        one.listeners.hurry()
+        await eventually(lambda: len(turns) == 1)
+        one.listeners.hurry()
+        await eventually(lambda: len(turns) == 2)
+        assert turns[1] - turns[0] > 0.9 * listeners._HURRIED_EVERY_S
+        monkeypatch.setattr(listeners, "_HURRIED_EVERY_S", 0)  # the control
+        for count in range(3, 7):
+            one.listeners.hurry()
+            await eventually(lambda: len(turns) == count)  # noqa: B023 - called in this turn
+        loop.cancel()
+        await asyncio.wait([loop])
 
 
 async def test_redis_that_lost_everything_gives_a_new_lease_and_a_sync(own_valkey: ValkeyServer) -> None:

@@ -13,7 +13,9 @@ it. Redis lost its data: the leases are lost, and taken anew as soon as the user
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 _STOP_TIMEOUT_S = 8.0
 _LEAVE_TIMEOUT_S = 2.0
+_HURRIED_EVERY_S = 1.0
+"""A loop is hurried once in so many seconds at most, however often the bus comes and goes."""
 
 
 class Listeners:
@@ -268,17 +272,21 @@ class Listeners:
 
     def hurry(self) -> None:
         """Redis is back: leases are renewed now, mute listeners publish their syncs, what was lost is taken anew."""
+        self._members.hurry()
         self._hurries += 1
         self._hurried.set()
         self._hurried.clear()  # whoever waits has been woken
 
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
-        seen = self._hurries
+        seen, hurried_at = self._hurries, -math.inf
         while True:
             if self._hurries == seen:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(interval_s * random.uniform(0.8, 1)):  # noqa: S311 - spreads replicas
                         await self._hurried.wait()
+            if self._hurries != seen:
+                await asyncio.sleep(max(0, hurried_at + _HURRIED_EVERY_S - time.monotonic()))
+                hurried_at = time.monotonic()
             seen = self._hurries
             try:
                 await work()
