@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from support import PLAIN, MakeSettings, settings_on
 from callboard.connections import Connections
 from callboard.errors import AlreadyExists, InvalidArgs, Unavailable
 from callboard.fleet import presence_lua as lua
+from callboard.fleet import scripts
 from callboard.fleet.presence import MAX_SESSIONS, Presence
 from callboard.fleet.presence_lua import ONLINE_EXPIRY, ONLINE_NAMES, UserKeys, session_key
 from callboard.service import User
@@ -369,6 +370,55 @@ async def test_a_crash_between_the_steps_of_register_heals(presence: Presence, a
     await presence.register("marker", "m")
     await seen.until(bool)
     assert seen.transitions == [("marker", True)]
+
+
+@pytest.mark.parametrize("late", ["a heartbeat", "a register", "a sweep"])
+async def test_who_left_meanwhile_is_not_put_into_the_index_again(
+    presence: Presence, admin: Redis, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """Another replica ends the user's session between the step that finds it alive and the one that says so."""
+    await presence.register("ann", "tab-1")
+    left = asyncio.Event()
+    run, run_all = presence._run, presence._run_all
+
+    async def leave() -> None:
+        if not left.is_set():
+            left.set()
+            assert await presence.unregister("tab-1") == "ann"
+            assert await admin.zrange(ONLINE_NAMES, 0, -1) == []
+
+    async def run_then_leave(script: str, keys: Sequence[str], *args: str | int) -> Any:
+        answer = await run(script, keys, *args)
+        if script == lua.ENTER:
+            await leave()
+        return answer
+
+    async def run_all_then_leave(script: str, calls: Sequence[scripts.Call]) -> list[Any]:
+        answers = await run_all(script, calls)
+        if script in (lua.TOUCH, lua.PURGE):
+            await leave()
+        return answers
+
+    monkeypatch.setattr(presence, "_run", run_then_leave)
+    monkeypatch.setattr(presence, "_run_all", run_all_then_leave)
+    if late == "a heartbeat":
+        assert await presence.heartbeat("tab-1")
+    elif late == "a register":
+        await presence.register("ann", "tab-1")
+    else:
+        await admin.zadd(ONLINE_EXPIRY, {"ann": 1})
+        await presence.sweep()
+    assert left.is_set()
+    assert [await admin.zrange(key, 0, -1) for key in INDEX] == [[], []]
+    assert (await presence.online_users()).users == []
+
+
+async def test_a_heartbeat_mends_an_index_that_redis_lost(presence: Presence, admin: Redis) -> None:
+    await presence.register("ann", "tab-1")
+    await admin.delete(ONLINE_EXPIRY)
+    await admin.delete(ONLINE_NAMES)
+    assert await presence.heartbeat("tab-1")
+    assert (await presence.online_users()).users == ["ann"]
 
 
 async def test_removing_from_the_index_does_not_lose_who_came_back(presence: Presence, admin: Redis) -> None:

@@ -133,7 +133,7 @@ class Presence:
                 self._watchers.tell(uid, True)
             if before is not None and before.decode() != uid:
                 await self._leave(before.decode(), session_id)
-            await self._run(lua.INDEX_ADD, _INDEX, uid, ttl_ms)
+            await self._index(uid, ttl_ms)
         return bool(came)
 
     async def owner_of(self, session_id: str) -> str | None:
@@ -205,7 +205,10 @@ class Presence:
             for uid, session_id in alive:
                 extend.pexpire(session_key(session_id), ttl_ms)
                 extend.eval(lua.INDEX_ADD, 2, *_INDEX, uid, ttl_ms)
-            await extend.execute()
+            indexed = (await extend.execute())[1::2]
+            for (uid, _), anew in zip(alive, indexed, strict=True):
+                if anew:
+                    await self._index_unless_over(uid)
         return alive
 
     async def _leave(self, uid: str, session_id: str, holder: str = "") -> bool | None:
@@ -302,7 +305,7 @@ class Presence:
                     if offline:
                         self._watchers.tell(uid, False)
                     if left_ms:
-                        await self._run(lua.INDEX_ADD, _INDEX, uid, left_ms)
+                        await self._index(uid, left_ms)
                     else:
                         await self._unindex(uid)
             if len(due) < _SWEEP_BATCH:
@@ -323,14 +326,27 @@ class Presence:
                 self._telemetry.log.error("task_failed", task="presence sweep", **where_raised(error))
             heed_cancellation()
 
+    async def _index(self, uid: str, left_ms: int) -> None:
+        if await self._run(lua.INDEX_ADD, _INDEX, uid, left_ms):
+            await self._index_unless_over(uid)
+
+    async def _index_unless_over(self, uid: str) -> None:
+        """What has put a user into the index may have come too late, after another had taken them out: look again."""
+        if not await self._left_ms(uid):
+            await self._unindex(uid)
+
     async def _unindex(self, uid: str) -> None:
         await self._run(lua.INDEX_REMOVE, _INDEX, uid)
         # A session registered meanwhile may have been indexed before the removal: look again.
+        if left_ms := await self._left_ms(uid):
+            await self._index(uid, left_ms)
+
+    async def _left_ms(self, uid: str) -> int:
+        """How long the user's last session lives on; when none does any more, that is told."""
         offline, left_ms = await self._run(lua.PURGE, UserKeys.of(uid))
         if offline:
             self._watchers.tell(uid, False)
-        if left_ms:
-            await self._run(lua.INDEX_ADD, _INDEX, uid, left_ms)
+        return int(left_ms)
 
     # -- small change -------------------------------------------------------------------------------------------------
 

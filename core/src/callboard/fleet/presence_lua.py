@@ -139,6 +139,7 @@ return {redis.call('ZCOUNT', KEYS[1], '(' .. now_ms(), '+inf'), redis.call('HGET
 FREE_SESSION = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 # The index of online users. KEYS: expiry, names. ARGV: uid, what the last session has left (ms).
+# Returns 1 when the user was not in it.
 INDEX_ADD = (
     _PRELUDE
     + """
