@@ -48,6 +48,7 @@ class Source:
     closed: int = 0
     feeds: list[tuple[str, asyncio.Queue[Event | Exception | None]]] = field(default_factory=list)
     snapshot_fails_with: Exception | None = None
+    snapshot_waits: asyncio.Event | None = None
     context_seen: list[Context | None] = field(default_factory=list)
     close_fails: bool = False
 
@@ -61,6 +62,8 @@ class Source:
 
     async def snapshot(self, user: User) -> list[Event]:
         self.read.append(user)
+        if self.snapshot_waits is not None:
+            await self.snapshot_waits.wait()
         if self.snapshot_fails_with is not None:
             raise self.snapshot_fails_with
         return [Event(type="notif.sync", uid=user.uid, payload={"count": len(self.read)})]

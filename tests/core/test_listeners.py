@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -260,6 +261,36 @@ async def test_a_start_that_fails_or_hangs_is_tried_again(redis_deployment: Depl
         codes = [line["code"] for line in one.logged("listener_error") if line["listener"] == LOUD]
         assert codes == ["DEADLINE_EXCEEDED", "INTERNAL"]
         await eventually(lambda: len(one.logged("listener_attached")) == 2)
+
+
+async def test_a_source_that_hangs_keeps_no_other_listener_from_its_start(own_valkey: ValkeyServer) -> None:
+    class Slow(Shop):
+        @listener
+        class Calm:
+            service: Slow
+
+            async def snapshot(self, user: User) -> list[Event]:
+                return [Event(type="calm.sync", uid=user.uid, payload={})]
+
+            def changes(self, user: User) -> AsyncIterator[Event]:
+                return self.service.loud_source.changes(user)
+
+    shop = Slow()
+    shop.items_source.snapshot_waits = asyncio.Event()
+    patience = Patience(starting=defaultdict(lambda: asyncio.Semaphore(2)))
+    async with replica(own_valkey, service=shop, patience=patience) as one:
+        for uid in ("ann", "bob", "cid"):
+            await one.presence.register(uid, f"{uid}.tab")
+        await eventually(lambda: sum(one.listeners.active_count(name) for name in ("calm", "items")) == 6)
+        await eventually(
+            lambda: (
+                [row["state"] for row in one.listeners.status() if row["listener"] == "shop.calm"] == ["listening"] * 3
+            )
+        )
+        assert [row["state"] for row in one.listeners.status() if row["listener"] == ITEMS] == ["starting"] * 3
+        await eventually(lambda: len(shop.items_source.read) == 2)
+        shop.items_source.snapshot_waits.set()
+        await eventually(lambda: {row["state"] for row in one.listeners.status()} == {"listening"})
 
 
 @PLAIN

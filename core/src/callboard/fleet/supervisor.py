@@ -13,6 +13,7 @@ import math
 import random
 import sys
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -44,8 +45,11 @@ class Patience:
     attach_s: float = 60.0
     backoff_min_s: float = 0.5
     backoff_max_s: float = 30.0
-    starting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(50))
-    """Snapshots being read at a time: a restart of many must not trample the source."""
+    starting: defaultdict[str, asyncio.Semaphore] = field(
+        default_factory=lambda: defaultdict(lambda: asyncio.Semaphore(50))
+    )
+    """Snapshots being read at a time, by listener: a restart of many must not trample the source, nor one that hangs
+    cost the others their turn."""
 
     def backoff_s(self, failures: int, *, permanent: bool) -> float:
         if permanent:
@@ -249,7 +253,7 @@ class Supervisor:
     async def _sync(self, listener: Any) -> None:
         # Cleared before the read: what is dropped from here on is not covered by it and makes another sync due.
         self._sync_due = False
-        async with self._patience.starting:
+        async with self._patience.starting[self.declared.name]:
             events = await read_snapshot(listener, self.user, self._patience.snapshot_s)
         for event in events:
             await self._emit(event)
