@@ -16,6 +16,7 @@ from core.replicas import (
     LOUD,
     SECOND,
     Heard,
+    Replica,
     Shop,
     eventually,
     fall_silent,
@@ -29,12 +30,13 @@ from support import PLAIN
 
 from callboard.context import Context, current_context
 from callboard.errors import InvalidArgs, PermissionDenied, Unavailable
-from callboard.fleet import listeners
+from callboard.fleet import listeners, roster
 from callboard.fleet.roster import Roster
 from callboard.fleet.supervisor import Patience
 from callboard.messages import Event
 from callboard.service import ListenerSpec, Service, User, listener
 from callboard_local import Deployment, ValkeyServer
+from callboard_local.proxy import FaultProxy
 
 pytestmark = pytest.mark.anyio
 
@@ -357,6 +359,65 @@ async def test_redis_killed_while_publishing_makes_a_sync_once_it_is_back(own_va
             assert [event["type"] for event in heard.events] == ["notif.sync", "notif.add"]
             assert heard.events[0]["fence"] == heard.events[1]["fence"] == lease.fence
             assert one.shop.items_source.closed == 0  # the stream went on all the while
+
+
+def states(one: Replica) -> list[str]:
+    return [row["state"] for row in one.listeners.status()]
+
+
+@pytest.mark.parametrize("asked_again", [True, False])
+async def test_one_lost_reply_to_a_publish_mutes_a_listener_for_a_moment(
+    own_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch, asked_again: bool
+) -> None:
+    if not asked_again:  # the control
+        monkeypatch.setattr(Roster, "_renew_soon", lambda *_: None)
+    async with (
+        FaultProxy(own_valkey.host, own_valkey.port) as proxy,
+        replica(proxy, lease_ttl_s=3_600, grace_s=3_600) as one,  # its own turn is in 20 minutes
+        hearing(own_valkey, "user:ann") as heard,
+    ):
+        await one.presence.register("ann", "tab")
+        await heard.until("notif.sync")
+        await eventually(lambda: one.shop.items_source.feeds)
+        proxy.drop_reply(b"notif.add")
+        one.shop.items_source.delta("ann")
+        await eventually(lambda: proxy.dropped == 1 and one.logged("listener_error"))
+        if asked_again:
+            await heard.until("notif.sync", 2)
+            one.shop.items_source.delta("ann", 2)
+            await heard.until("notif.add", 2)
+        assert ("muted" in states(one)) is not asked_again
+
+
+async def test_a_redis_that_refuses_events_alone_costs_the_source_one_read_beside_the_turns(
+    own_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "_AGAIN_S", 0.01)
+    async with (
+        replica(own_valkey, lease_ttl_s=3_600, grace_s=3_600) as one,
+        Redis(host=own_valkey.host, port=own_valkey.port) as client,
+    ):
+        read = one.shop.items_source.read
+
+        def is_quiet(errors: int) -> bool:
+            renewing = one.listeners._roster._renewing
+            return len(one.logged("listener_error")) == errors and renewing is not None and renewing.done()
+
+        await one.presence.register("ann", "tab")
+        await eventually(lambda: one.shop.items_source.feeds and "starting" not in states(one))
+        for turn in (1, 2):
+            before = len(read)
+            await client.acl_setuser("default", enabled=True, channels=["callboard:*"], reset_channels=True)
+            one.shop.items_source.delta("ann")
+            await eventually(lambda: is_quiet(errors=3 * turn - 1))  # noqa: B023 - the delta and a sync could not be sent
+            assert len(read) == before + 1
+            await one.listeners._renew()  # a turn
+            await eventually(lambda: is_quiet(errors=3 * turn))  # noqa: B023
+            assert len(read) == before + 2
+            assert "muted" in states(one)
+            await client.acl_setuser("default", enabled=True, channels=["*"])
+            await one.listeners._renew()
+            await eventually(lambda: states(one) == ["listening"] * 2)
 
 
 async def test_a_hurried_replica_makes_up_for_an_outage_at_once(own_valkey: ValkeyServer) -> None:

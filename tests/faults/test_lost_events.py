@@ -61,10 +61,10 @@ async def test_a_listeners_event_whose_reply_is_lost_is_made_up_for(own_valkey: 
         await page.until(lambda page: page.number == 0)
         await fleet.grow("ann")
         await page.until(lambda page: page.number == 1)
+        before = syncs(page)
         proxy.drop_reply(b"count.add")
         await fleet.grow("ann")
         await page.until(lambda page: page.number == 2)
-        before = syncs(page)
         await fleet.grow("ann")  # not sent: the listener is mute until its sync is out
         made_up_s = await eventually(lambda: page.number == 3)
         copies = [event["payload"]["n"] for event in page.events if event["type"] == "count.add"].count(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from callboard.events.bus import Bus
 from callboard.fleet.declared import Declared, Instance
 from callboard.fleet.leases import Lease, Leases, Unknown
 from callboard.fleet.supervisor import Patience, Supervisor
+from callboard.fleet.tasks import heed_cancellation
 from callboard.messages import new_id
 from callboard.service import Thread, User
 from callboard.telemetry import Telemetry, where_raised
@@ -25,6 +27,9 @@ _AT_A_TIME = 300
 """Leases in one request to Redis: the event loop is kept for some milliseconds."""
 KEPT_S = 60.0
 """What another replica did not take in time stays here for so long."""
+_AGAIN_S = 0.4
+"""Before the lease of a listener that could not publish is renewed once beside the turns: a failover takes longer, a
+reply that was lost does not."""
 _SLOW_S = 0.1
 """A request that has not been answered by then is not waited for: the next one goes out beside it."""
 
@@ -76,6 +81,8 @@ class Roster:
         self._takes: set[asyncio.Task[None]] = set()
         self._to_release: list[tuple[Instance, Lease]] = []
         self._releasing: asyncio.Task[None] | None = None
+        self._to_renew: list[Supervisor] = []
+        self._renewing: asyncio.Task[None] | None = None
         self._last_events: dict[str, float] = {}
         self._closed = False
 
@@ -102,9 +109,9 @@ class Roster:
             await asyncio.wait(tasks, timeout=until - loop.time())
 
     def _tasks(self) -> set[asyncio.Task[None]]:
-        """What has to end before nothing runs here and no lease is held: listeners, takes and releases."""
-        releasing = {self._releasing} if self._releasing is not None and not self._releasing.done() else set()
-        return {running.task for running in self.running.values()} | self._takes | releasing
+        """What has to end before nothing runs here and no lease is held: listeners, takes, renewals and releases."""
+        own = {task for task in (self._releasing, self._renewing) if task is not None and not task.done()}
+        return {running.task for running in self.running.values()} | self._takes | own
 
     async def take_all(self, wanted: Sequence[Wanted]) -> None:
         """Run here those whose leases can be had. Unavailable, when that is not known of all."""
@@ -150,7 +157,7 @@ class Roster:
         supervisor = Supervisor(
             wanted.declared, wanted.user, lease, wanted.thread,
             acquire=partial(self._leases.acquire, lease.key, lease.owner, self._lease_ttl_s),
-            bus=self._bus, telemetry=self._telemetry, patience=self._patience,
+            renew_soon=self._renew_soon, bus=self._bus, telemetry=self._telemetry, patience=self._patience,
         )  # fmt: skip
         # In a context of its own: the call that brought the user here, if any, is none of the listener's business.
         task = asyncio.get_running_loop().create_task(
@@ -208,6 +215,20 @@ class Roster:
                     await asyncio.wait({renewals.create_task(self._renew(batch))}, timeout=_SLOW_S)
         except TimeoutError:
             return  # the rest are asked for first next time; until then they are firm, or mute
+
+    def _renew_soon(self, one: Supervisor) -> None:
+        """Redis did not take its event, or did not say so: ask whether it answers now, not at the next turn alone."""
+        self._to_renew.append(one)
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.get_running_loop().create_task(self._renew_those(), name="listeners: renew again")
+
+    async def _renew_those(self) -> None:
+        while self._to_renew and not self._closed:
+            await asyncio.sleep(_AGAIN_S * random.uniform(0.5, 1))  # noqa: S311 - spreads replicas
+            some = self._to_renew[:_AT_A_TIME]  # who failed meanwhile is asked for with them
+            del self._to_renew[:_AT_A_TIME]
+            await self._renew([one for one in some if one.healthy])
+            heed_cancellation()
 
     async def _renew(self, batch: Sequence[Supervisor]) -> None:
         leases, began = [one.lease for one in batch], time.monotonic()

@@ -72,6 +72,7 @@ class Supervisor:
         thread: Thread | None = None,
         *,
         acquire: Callable[[], Awaitable[Lease | None]],
+        renew_soon: Callable[[Supervisor], None],
         bus: Bus,
         telemetry: Telemetry,
         patience: Patience,
@@ -89,6 +90,7 @@ class Supervisor:
         self.refused = 0
         """Events that cannot be sent: over 256 KiB, or no JSON. Consumers lack them until a sync that can be."""
         self._acquire = acquire
+        self._renew_soon = renew_soon
         self._bus = bus
         self._telemetry = telemetry
         self._patience = patience
@@ -96,6 +98,7 @@ class Supervisor:
         self._failures = 0
         self._attached_at = math.inf
         self._sync_due = False
+        self._unsent = False
         self._wake: asyncio.Future[None] | None = None
         self._scope: asyncio.Timeout | None = None
         self._lost = False
@@ -268,10 +271,14 @@ class Supervisor:
         except Unavailable as error:
             self._sync_due = True
             self.report(error)
+            if not self._unsent:  # once, until something has been sent: what fails again waits for the next turn
+                self._unsent = True
+                self._renew_soon(self)
         except Exception as error:  # noqa: BLE001 - this event cannot be sent; the next one may
             self.refused += 1
             self.report(error, level="error", refused=self.refused)
         else:
+            self._unsent = False
             self.last_event, self.last_event_at = time.monotonic(), utc_now()
         heed_cancellation()
 
