@@ -144,6 +144,21 @@ async def test_some_are_lost_and_the_others_of_the_same_request_stay(own_valkey:
         assert all(after[each] > before[each] for each in changed)
 
 
+async def test_a_lease_that_redis_lost_is_taken_anew_at_once(own_valkey: ValkeyServer) -> None:
+    async with (
+        replica(own_valkey, lease_ttl_s=60, scan_interval_s=3_600) as one,
+        Redis(host=own_valkey.host, port=own_valkey.port) as client,
+    ):
+        await enter(one, [f"u{number}" for number in range(30)])
+        before = fences(one)
+        await client.delete(*(each.lease.key for each in supervisors(one)))
+        await one.listeners._renew()
+        await eventually(lambda: len(one.logged("listener_lost")) == len(before))
+        await eventually(lambda: one.listeners.active_count() == len(before))
+        after = fences(one)
+        assert all(after[each] > before[each] for each in before)
+
+
 async def test_a_key_that_is_no_lease_costs_no_other_lease_its_renewal(own_valkey: ValkeyServer) -> None:
     async with (
         replica(own_valkey, lease_ttl_s=60) as one,

@@ -87,7 +87,9 @@ _NUDGE = "if redis.call('HEXISTS', KEYS[1], 'owner') == 1 then redis.call('HINCR
 _RELEASE = (
     LUA
     + """
-if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 0 end
+local owner = redis.call('HGET', KEYS[1], 'owner')
+if not owner then return 1 end
+if owner ~= ARGV[1] then return 0 end
 lease_bury(KEYS[1], ARGV[2])
 return 1
 """
@@ -201,7 +203,8 @@ class Leases:
     async def release_many(self, held: Sequence[Lease]) -> list[bool | Unknown]:
         """`Lease.release` for many, in one round trip; a few hundred at a time. False: it was another's by then.
 
-        One whose answer is not known expires by itself.
+        True, too, where it is nobody's: Redis lost it, or had released it before. One whose answer is not known expires
+        by itself.
         """
         for lease in held:
             lease._renewed_at = _NEVER
