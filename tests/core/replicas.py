@@ -51,6 +51,7 @@ class Source:
     snapshot_waits: asyncio.Event | None = None
     context_seen: list[Context | None] = field(default_factory=list)
     close_fails: bool = False
+    close_waits: asyncio.Event | None = None
 
     def push(self, uid: str, thing: Event | Exception | None) -> None:
         for owner, feed in self.feeds:
@@ -79,6 +80,8 @@ class Source:
                     raise thing
                 yield thing
         finally:
+            if self.close_waits is not None:
+                await self.close_waits.wait()
             self.feeds.remove((user.uid, feed))
             self.closed += 1
             if self.close_fails:

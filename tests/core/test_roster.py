@@ -122,6 +122,28 @@ async def test_a_lease_that_is_being_taken_at_the_drain_is_released(
         assert one.listeners.status() == []
 
 
+async def test_who_is_told_to_end_twice_closes_its_stream_before_the_lease_goes(own_valkey: ValkeyServer) -> None:
+    source_closes = asyncio.Event()
+    async with replica(own_valkey, lease_ttl_s=60) as one, Redis(host=own_valkey.host, port=own_valkey.port) as client:
+        await enter(one, ["ann"])
+        source = one.shop.items_source
+        await eventually(lambda: source.feeds)
+        source.close_waits = source_closes
+        one.listeners._roster.close()  # or they would be taken again
+        for _ in range(2):
+            one.listeners._roster.stop(one.listeners._roster.running)
+            await eventually(lambda: len(one.listeners.status()) == 1)
+            for _ in range(20):  # time enough to be over, if it were to be
+                await client.ping()
+        assert await client.hexists(Instance("ann", ITEMS).lease_key, "owner")
+        assert source.closed == 0
+        source_closes.set()
+        await eventually(lambda: not one.listeners.status())
+        assert source.closed == 1
+        await eventually(lambda: not one.listeners._roster._tasks())
+        assert not await client.hexists(Instance("ann", ITEMS).lease_key, "owner")
+
+
 async def held(client: Redis) -> int:
     return sum([await client.hexists(key, "owner") async for key in client.scan_iter("callboard:lease:*", count=1_000)])
 

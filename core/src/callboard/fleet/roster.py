@@ -258,7 +258,8 @@ class Roster:
         """Have them end and release their leases; does not wait for it, and may be repeated meanwhile."""
         for instance in list(instances):
             supervisor, task, *_ = self.running[instance]
-            if supervisor.state != "stopping":
+            if not supervisor.told_to_end:
+                supervisor.told_to_end = True
                 task.cancel()
 
     async def sync_soon(self, instances: Iterable[Instance]) -> None:

@@ -89,6 +89,8 @@ class Supervisor:
         self.last_error: str | None = None
         self.refused = 0
         """Events that cannot be sent: over 256 KiB, or no JSON. Consumers lack them until a sync that can be."""
+        self.told_to_end = False
+        """Once: what is told again has no time to close its stream."""
         self._acquire = acquire
         self._renew_soon = renew_soon
         self._bus = bus
@@ -260,6 +262,7 @@ class Supervisor:
             events = await read_snapshot(listener, self.user, self._patience.snapshot_s)
         for event in events:
             await self._emit(event)
+        heed_cancellation()
 
     async def _emit(self, event: Event) -> None:
         if self._sync_due or not self.lease.is_firm():
