@@ -753,6 +753,33 @@ async def test_an_open_socket_is_a_session(desk: Replica) -> None:
     await eventually_sessions(set())
 
 
+async def test_two_sockets_of_a_session_that_open_at_once_leave_no_session_behind(
+    desk: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two tabs do of which one was made from the other: the register that began first comes to Redis last."""
+    register, calls, second = desk.presence.register, 0, asyncio.Event()
+
+    async def crossing(*args: Any, **kwargs: Any) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await second.wait()
+            return await register(*args, **kwargs)
+        came = await register(*args, **kwargs)
+        second.set()
+        return came
+
+    monkeypatch.setattr(desk.presence, "register", crossing)
+    async with desk.open(session_id="tab") as one, desk.open(session_id="tab") as two:
+        for client in (one, two):
+            assert (await heard(client))["type"] == "notif.sync"
+        assert calls == 2
+        assert [each.session_id for each in await desk.presence.list_sessions(desk.uid)] == ["tab"]
+    async with asyncio.timeout(20):
+        while await desk.presence.list_sessions(desk.uid):
+            await asyncio.sleep(0.005)
+
+
 async def test_a_dead_socket_does_not_end_a_session_that_has_come_back_elsewhere(
     serve: Serve, make_settings: MakeSettings, recorded: Recorded
 ) -> None:

@@ -42,7 +42,7 @@ class Sessions:
         self._sockets: Counter[tuple[str, str]] = Counter()
         self._hurried = asyncio.Event()
         self._holders: dict[tuple[str, str], str] = {}
-        """By session, whose it is in Redis since its latest socket here. A client may come back, here or to another
+        """By session, whose it is in Redis since it has a socket here. A client may come back, here or to another
         replica, before its old socket is known to be dead; that one must not end a session that is used again."""
 
     def opened(self, visit: Visit) -> None:
@@ -55,7 +55,7 @@ class Sessions:
 
     async def begin(self, visit: Visit, *, move: bool) -> None:
         """`move`: whether it may take the session id from another user; else it gets a fresh one."""
-        self._holders[_key(visit)] = new_id()
+        self._holders.setdefault(_key(visit), new_id())
         try:
             await self._register(visit, move=move)
         except Unavailable:
