@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from redis.exceptions import ResponseError
 
+from callboard.clients import urgent
 from callboard.errors import Unavailable
 from callboard.events.bus import Bus
 from callboard.fleet.declared import Declared, Instance
@@ -223,6 +224,7 @@ class Roster:
             self._renewing = asyncio.get_running_loop().create_task(self._renew_those(), name="listeners: renew again")
 
     async def _renew_those(self) -> None:
+        urgent.set(True)
         while self._to_renew and not self._closed:
             await asyncio.sleep(_AGAIN_S * random.uniform(0.5, 1))  # noqa: S311 - spreads replicas
             some = self._to_renew[:_AT_A_TIME]  # who failed meanwhile is asked for with them
