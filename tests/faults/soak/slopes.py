@@ -32,8 +32,9 @@ FLAT = {
     "fds": Flat(8, 12),
     "tasks": Flat(6, 12),
 }
-# Two pools of 50, for commands and for publishing, and the bus's own, of which two may overlap.
-MOST_REDIS_CONNECTIONS = 104
+# Two pools of 50, for commands and for publishing, 8 more to each for what is urgent, and the bus's own, of which two
+# may overlap.
+MOST_REDIS_CONNECTIONS = 120
 
 
 class Slope(NamedTuple):

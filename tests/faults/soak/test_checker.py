@@ -156,7 +156,7 @@ RIGHT = {
         Story().wait(40).open().sync(0).close(3008).grow(1).wait(40).open().sync(1).quiet(1)
     ),
     "who is there is online": Story().say(Online(t=1, expected=["ann", "bob"], users=["bob", "ann"])),
-    "as many connections as two pools may have": Story().say(*samples(30, redis=104)),
+    "as many connections as two pools may have": Story().say(*samples(30, redis=120)),
     "one owner": Story().say(Owned(t=1, user="ann", replicas=["r1"]), Stopped(t=2, replica="r1", status=0)),
 }  # fmt: skip
 
@@ -233,7 +233,7 @@ WRONG = {
         Story().say(*samples(600, fds_per_s=1 / 20)),
         Story().say(*samples(600, rss_per_s=40_000)),
     ],
-    "too many connections to Redis": [Story().say(*samples(30, redis=120))],
+    "too many connections to Redis": [Story().say(*samples(30, redis=140))],
 }  # fmt: skip
 
 
