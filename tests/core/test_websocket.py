@@ -898,6 +898,7 @@ async def test_clients_that_show_no_credential_are_bounded(
             await stack.enter_async_context(desk.open(None))
         await eventually(lambda: desk.gateway._entering == 2)
         assert await desk.refused() == CloseCode.UNAVAILABLE
+        assert recorded.lines("ws_disconnect")[-1]["reason"] == "Too many connections have shown no credential yet."
         await stack.aclose()
         await eventually(lambda: desk.gateway._entering == 0)
         async with desk.synced():
@@ -915,6 +916,8 @@ async def test_a_users_sockets_are_bounded(serve: Serve, make_settings: MakeSett
             async with desk.open(uid="another"):
                 await eventually(lambda: desk.gateway.connections == 3)
                 assert await desk.refused(url=desk.url(uid="third")) == CloseCode.UNAVAILABLE
+                reason = recorded.lines("ws_disconnect")[-1]["reason"]
+                assert reason == "This replica has all the connections it takes."
         await eventually(lambda: desk.gateway.connections == 1)
         async with desk.synced():
             assert desk.gateway.connections == 2

@@ -154,8 +154,9 @@ class WebSocketGateway:
         try:
             await socket.accept()
             self._refuse_unless_ready()
-            if self._entering > self._max_entering or len(self._open) >= self._max_open:
-                raise Refused(CloseCode.UNAVAILABLE)
+            if self._entering > self._max_entering:
+                raise Refused(CloseCode.UNAVAILABLE, "Too many connections have shown no credential yet.")
+            self._refuse_when_full()
             admitted = await self._admission.admit(socket)
             self._refuse_unless_ready()
             self._refuse_surplus(admitted.visit.uid)
@@ -181,9 +182,12 @@ class WebSocketGateway:
         if self._draining or self._lifecycle.state != "ready":
             raise Refused(CloseCode.SHUTTING_DOWN)
 
-    def _refuse_surplus(self, uid: str) -> None:
+    def _refuse_when_full(self) -> None:
         if len(self._open) >= self._max_open:
-            raise Refused(CloseCode.UNAVAILABLE)
+            raise Refused(CloseCode.UNAVAILABLE, "This replica has all the connections it takes.")
+
+    def _refuse_surplus(self, uid: str) -> None:
+        self._refuse_when_full()
         if self._open_by[uid] >= self._max_open_per_user:
             raise Refused(CloseCode.TOO_MANY)
 
