@@ -30,6 +30,10 @@ async def one_event_loop(anyio_backend: str) -> AsyncIterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def grpc_stays() -> Iterator[None]:
     """gRPC ends with its last channel, and then waits for a thread: in whatever test that channel is collected."""
+    loop = asyncio.new_event_loop()  # gRPC wants one to be current, of whichever suite's run before; it is never run
+    asyncio.set_event_loop(loop)
     grpc.aio.init_grpc_aio()
+    asyncio.set_event_loop(None)
     yield
     grpc.aio.shutdown_grpc_aio()
+    loop.close()
