@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
 import queue
 import re
 import signal
@@ -63,7 +64,8 @@ def environ(installed: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def port(environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """`callboard dev`, which is what `make run` runs, on free ports; ends by Ctrl-C."""
-    base = next(base for base in range(21_000, 32_000, 10) if all(is_free(base + i) for i in range(5)))
+    bases = random.sample(range(21_000, 32_000, 10), 50)  # at random: other tests look for ports at the same time
+    base = next(base for base in bases if all(is_free(base + i) for i in range(5)))
     log = tmp_path_factory.mktemp("service") / "log"
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -155,6 +157,13 @@ def test_every_marked_snippet_is_run_here() -> None:
     assert set(SNIPPETS) == {"subscribe", "websocket", "call", "workflow", "install", "hello", "plugin"}
 
 
+def next_delta(stream: Any) -> Any:
+    """The next event that is no sync: a listener that begins a moment late publishes one, whenever that is."""
+    while (event := stream.next())["type"].endswith(".sync"):
+        pass
+    return event
+
+
 def test_a_call_is_answered_once_and_heard_by_both(port: int, environ: dict[str, str]) -> None:
     with subscriber(port, environ) as redis_side, streaming(port, environ, "websocket") as socket:
         syncs = [socket.next() for _ in range(3)]
@@ -174,9 +183,10 @@ def test_a_call_is_answered_once_and_heard_by_both(port: int, environ: dict[str,
         finally:
             del SNIPPETS["again"]
         for stream in (redis_side, socket):
-            seen = [stream.next() for _ in range(4)]
-            assert [event["type"] for event in seen] == [
-                "notif.job_updated", "notif.add", "notif.job_updated", "notif.update",
+            seen = [next_delta(stream) for _ in range(4)]
+            # In any order: a call tells of its write when Firestore may have told its listener already.
+            assert sorted(event["type"] for event in seen) == [
+                "notif.add", "notif.job_updated", "notif.job_updated", "notif.update",
             ]  # fmt: skip
             assert {event["payload"]["job_id"] for event in seen} == {"job789"}
 
@@ -187,7 +197,7 @@ def test_a_changed_workflow_is_heard_by_both(port: int, environ: dict[str, str])
         before = next(sync["payload"] for sync in syncs if sync["type"] == "workflow.sync")
         run(port, environ, "workflow")
         for stream in (redis_side, socket):
-            invoice, step = stream.next(), stream.next()
+            invoice, step = next_delta(stream), next_delta(stream)
             assert (invoice["type"], invoice["job_id"]) == ("workflow.invoice_update", "job456")
             field = "totalAmountDueVATExcluded"
             assert invoice["payload"] == {"invoice_changes": {field: before["invoice"][field] + 50}}

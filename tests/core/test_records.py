@@ -292,7 +292,7 @@ def test_it_shows_when_a_protection_is_taken_away(
     assert protection in text
     monkeypatch.setattr(records, script, text.replace(protection, without))
     with pytest.raises(AssertionError):
-        run(owners, Phase.generate, examples=500)
+        run(owners, Phase.generate, examples=2_000)
 
 
 @pytest.mark.anyio
