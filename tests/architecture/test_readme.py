@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import random
 import queue
+import random
 import re
 import signal
 import subprocess
