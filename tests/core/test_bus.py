@@ -22,8 +22,8 @@ pytestmark = pytest.mark.anyio
 
 FAST: dict[str, Any] = {
     "probe_interval_s": 0.05,
-    "probe_timeout_s": 0.5,
-    "subscribe_timeout_s": 0.5,
+    "probe_timeout_s": 2.0,
+    "subscribe_timeout_s": 2.0,
     "backoff_s": (0.01, 0.1),
 }
 NO_PROBE: dict[str, Any] = {**FAST, "probe_interval_s": 3600}
@@ -52,7 +52,7 @@ async def replica(
     settings: Settings, recorded: Recorded | None = None, prefixes: dict[str, str] | None = None, **options: Any
 ) -> AsyncIterator[Replica]:
     telemetry = (recorded or Recorded()).telemetry
-    async with Connections(settings, telemetry, attempt_timeout_s=0.5, call_limit_s=1.5) as connections:
+    async with Connections(settings, telemetry, attempt_timeout_s=2, call_limit_s=3) as connections:
         bus = Bus(settings, connections, telemetry, prefixes or {}, **(options or FAST))
         made = Replica(bus, connections)
         async with bus:
