@@ -9,7 +9,7 @@ DISTRIBUTIONS := core local plugins/firebase plugins/firebase_management plugins
 EDITABLE := $(foreach d,$(DISTRIBUTIONS),-e ./$(d))
 INSTALL := ./scripts/install $(BIN)
 NEEDS_MORE := emulator or tls or browser or faults or nginx
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0,) $(ARGS)
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0,) $(ARGS)
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -27,6 +27,7 @@ test: $(VENV)/.dev ## the tests that need Python alone (WORKERS=3 at a time)
 test-all: test ## these and those that need more: installs it, names what is missing
 	./scripts/test-all $(BIN) "$(PYTEST)" "$(NEEDS_MORE)"
 
+faults: WORKERS = 1
 faults: $(VENV)/.dev ## the fault matrix, as a table with what was measured
 	@mkdir -p .artifacts
 	set -o pipefail; $(PYTEST) -m "fault or faults" | tee .artifacts/faults.txt
